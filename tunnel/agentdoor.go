@@ -1,0 +1,211 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+)
+
+// The upgrade that opens a session.
+const (
+	sessionPath   = "/v1/session"
+	upgradeToken  = "rhizome/1"
+	headerCluster = "Rhizome-Cluster" // the cluster that an agent thinks it is of
+)
+
+// checkUpgrade refuses a request that does not ask for a session of this
+// version.
+func checkUpgrade(r *connect.Request) error {
+	if path, _, _ := strings.Cut(r.Target, "?"); path != sessionPath {
+		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusNotFound,
+			Detail: "there is nothing here but " + sessionPath + " for agents; proxy clients use CONNECT or an absolute URL"}
+	}
+	if !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", upgradeToken) {
+		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusUpgradeRequired,
+			Detail: "this server speaks " + upgradeToken, Header: http.Header{"Upgrade": {upgradeToken}, "Connection": {"Upgrade"}}}
+	}
+	if r.Proto != "HTTP/1.1" {
+		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusHTTPVersionNotSupported, Detail: "an upgrade needs HTTP/1.1"}
+	}
+	return nil
+}
+
+// hasToken reports whether a comma-separated header field has a token.
+func hasToken(h http.Header, field, token string) bool {
+	for _, line := range h.Values(field) {
+		for part := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(part), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// serveAgent upgrades an agent's connection to a session and serves it. The
+// error is one that the agent has not been told yet.
+func (d *door) serveAgent(ctx context.Context, c net.Conn, p *Peer, log *slog.Logger, admitted func()) error {
+	s := d.server
+	if d.rules.NoAgents {
+		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusNotFound, Detail: "this port is not for agents"}
+	}
+	// Who comes before what it wants: a stranger learns nothing.
+	id, err := authenticate(d.rules.Agents, p)
+	if err != nil {
+		return err
+	}
+	log = log.With("cluster", id.Cluster)
+	if err := checkUpgrade(p.Request); err != nil {
+		return err
+	}
+	if claims := p.Request.Header.Values(headerCluster); len(claims) > 1 || len(claims) == 1 && claims[0] != id.Cluster {
+		return forbidden("the agent claims cluster %.60q and its credential is of cluster %q", strings.Join(claims, ", "), id.Cluster)
+	}
+	if s.isDraining() {
+		return &connect.Error{Reason: connect.ErrUnavailable, RetryAfter: retryAfter, Err: errDraining}
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if err := switchProtocols(c); err != nil {
+		return err
+	}
+	_ = c.SetWriteDeadline(time.Time{})
+	_ = s.attach(ctx, withEarly(c, p.Request.Early), id, log, &d.admitted, admitted)
+	return nil
+}
+
+// withEarly gives back to a connection what was read of it beyond the head.
+func withEarly(c net.Conn, early []byte) net.Conn {
+	if len(early) == 0 {
+		return c
+	}
+	return relay.NewPrefixed(c, early)
+}
+
+// switchProtocols answers 101: the session follows.
+func switchProtocols(c net.Conn) error {
+	return (&connect.Response{Status: http.StatusSwitchingProtocols, Header: http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {upgradeToken},
+	}}).Write(c)
+}
+
+// attach makes an agent's session of a connection and serves it to its end,
+// whoever opened the connection. It owns c.
+func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.Logger, admitted *admissions, known func()) error {
+	addr := c.RemoteAddr()
+	limits := s.limits()
+	a := &remoteAgent{identity: id, addr: addr}
+	cl, done := s.registry.use(id.Cluster)
+	defer done()
+	a.cluster = cl
+	timeout, cancel := context.WithTimeoutCause(ctx, max(s.headTimeout(), time.Second), errors.New("tunnel: no HELLO in time"))
+	defer cancel()
+	var err error
+	a.session, err = newSession(timeout, c, sessionConfig{
+		opener: true, hello: s.hello(), live: s.Liveness,
+		maxStreams: limits.StreamsPerSession, log: log,
+		grown: func(*session) { s.boundUnread(a) },
+	})
+	if err != nil {
+		log.Warn("agent refused", "error", err)
+		return err
+	}
+	if err := a.helloServer(timeout); err != nil {
+		a.close(err)
+		var bye *byeError
+		if errors.As(err, &bye) && bye.Code == byeKnown {
+			log.Debug("agent has a session already", "reason", bye.Reason)
+		} else {
+			log.Warn("agent refused", "error", err)
+		}
+		return err
+	}
+	cancel()
+	return s.serveSession(ctx, a, log.With("agent", a.remote.ID), admitted, known)
+}
+
+// serveSession registers an agent that has said HELLO and serves its session.
+func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Logger, admitted *admissions, known func()) error {
+	for _, text := range a.remote.Serves {
+		if d, err := parseServed(text); err == nil {
+			a.served = append(a.served, d)
+		}
+	}
+	a.session.log = log
+	a.onDrain = func(reason string) {
+		log.Info("agent drains", "reason", reason)
+		a.cluster.retire(a)
+		s.endDrained(a)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = a.mux.Close(ErrServerClosed) })
+	defer stop()
+	old, reason, err := a.cluster.add(a, s.limits().Agents)
+	if err != nil {
+		log.Warn("agent refused", "error", err)
+		a.bye(byeMessage{Code: byeQuota, Reason: err.Error(), RetryAfter: 10})
+		return errors.Join(err, a.run())
+	}
+	defer a.cluster.remove(a)
+	if s.isDraining() { // it came in while Shutdown told the others
+		a.cluster.retire(a)
+		a.drain(drainShutdown)
+	}
+	if old != nil {
+		log.Info("agent's older session drains", "reason", reason, "remote", old.addr.String())
+		old.drain(reason)
+		s.endDrained(old)
+	}
+	known()
+	leave := admitted.enter(&admission{
+		identity: a.identity, log: log,
+		warn: func() {
+			a.cluster.retire(a)
+			a.drain(drainCredential)
+		},
+		end: func() { _ = a.mux.Close(fmt.Errorf("tunnel: credential no longer holds")) },
+	})
+	defer leave()
+	log.Info("agent connected", "name", a.identity.Name, "remote", a.addr.String(), "version", a.version, "software", a.remote.Software)
+	if a.features[featurePeers] {
+		s.sendPeers(a)
+	}
+	err = a.run()
+	log.Info("agent disconnected", "error", err, "lasted", time.Since(a.started).Round(time.Millisecond))
+	return err
+}
+
+// endDrained ends the session of an agent that no longer takes dials as soon
+// as its last stream has ended, at the latest when the drain time is over.
+func (s *Server) endDrained(a *remoteAgent) {
+	a.endDrained(orDefault(s.DrainTimeout, 25*time.Second))
+}
+
+// boundUnread is called as unread data grows. A session or cluster that holds
+// twice what it should loses the stream that holds most.
+func (s *Server) boundUnread(a *remoteAgent) {
+	limits := s.limits()
+	const reason = "too much data of this session is unread, and most of it here"
+	if a.mux.Unread() > 2*limits.ReceiveMemory {
+		a.mux.ResetLargest(reason)
+	}
+	if sum, most := a.cluster.unread(); most != nil && sum > 2*limits.ClusterReceiveMemory {
+		most.mux.ResetLargest(reason)
+	}
+}
+
+// isOver reports whether the session has ended.
+func (a *remoteAgent) isOver() bool {
+	select {
+	case <-a.mux.Done():
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,95 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+)
+
+// DialAgent keeps a session with an agent that listens, the old direction: the
+// seed dials out, and everything after the connection is as if the agent had.
+// Dial opens a connection to the agent, through TLS that has verified that
+// the agent is of the cluster: see certs.AgentTLS. DialAgent trusts it.
+//
+// It reconnects with back-off until ctx ends, and then returns its cause, or
+// ErrServerClosed after Shutdown and Close. A cluster that cannot exist is an
+// error at once.
+func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error)) error {
+	if err := certs.ValidCluster(cluster); err != nil {
+		return err
+	}
+	serving, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.work.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(serving, func() { cancel(ErrServerClosed) })()
+
+	backoff := s.Backoff.withDefaults()
+	log := s.logger().With("cluster", cluster, "direction", "outbound")
+	var down outage
+	var admitted admissions // nothing here to be taken back: dial verifies
+	last := ""
+	for {
+		start := time.Now()
+		err := s.dialAgent(ctx, cluster, dial, &admitted)
+		if s.isDraining() {
+			return ErrServerClosed
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		down.ended(backoff, time.Since(start))
+		if text := err.Error(); text != last {
+			log.Warn("no session with the agent", "error", err)
+			last = text
+		}
+		select {
+		case <-time.After(down.failed(backoff, time.Now())):
+		case <-s.drainStarted():
+			return ErrServerClosed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// dialAgent makes one session and serves it to its end.
+func (s *Server) dialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error), admitted *admissions) error {
+	c, early, err := s.requestAgent(ctx, cluster, dial)
+	if err != nil {
+		return err
+	}
+	log := s.logger().With("remote", c.RemoteAddr().String(), "cluster", cluster)
+	id := Identity{Cluster: cluster, Name: "dialled", Check: func() error { return nil }}
+	return s.attach(ctx, withEarly(c, early), id, log, admitted, func() {})
+}
+
+// requestAgent connects to an agent and asks it for a session.
+func (s *Server) requestAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error)) (_ net.Conn, early []byte, err error) {
+	timeout, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errSlow)
+	defer cancel()
+	c, err := dial(timeout)
+	if err != nil {
+		return nil, nil, err
+	}
+	tuneTCP(c)
+	stop := context.AfterFunc(timeout, func() { c.Close() })
+	r := &connect.Request{Method: http.MethodGet, Target: sessionPath, Host: "agent", Header: make(http.Header)}
+	early, err = requestUpgrade(c, r, cluster, &s.Head)
+	if !stop() && err == nil {
+		err = context.Cause(timeout)
+	}
+	if err != nil {
+		c.Close()
+		return nil, nil, errors.Join(err, context.Cause(timeout))
+	}
+	return c, early, nil
+}

@@ -1,0 +1,248 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+)
+
+// door serves one listener: it accepts, has each connection show who it is
+// within a bounded time, and hands it on as an agent or a client.
+type door struct {
+	server    *Server
+	listener  net.Listener
+	rules     Door
+	closing   sync.Once
+	strangers strangers
+	refusals  refusals
+	admitted  admissions
+}
+
+func newDoor(s *Server, l net.Listener, rules Door) *door {
+	if rules.Agents == nil {
+		rules.Agents = s.AgentAuth
+	}
+	if rules.Agents == nil {
+		rules.Agents = AgentAuth(nil, nil)
+	}
+	if rules.Clients == nil {
+		rules.Clients = s.ClientAuth
+	}
+	if rules.Clients == nil {
+		rules.Clients = ClientAuth(nil, nil)
+	}
+	return &door{
+		server: s, listener: l, rules: rules,
+		strangers: strangers{limit: s.limits().Handshakes},
+	}
+}
+
+func (d *door) close() { d.closing.Do(func() { d.listener.Close() }) }
+
+// serve accepts until the listener fails, and returns when the connections
+// have been handed on or are gone.
+func (d *door) serve(ctx context.Context) error {
+	defer d.close()
+	stop := context.AfterFunc(ctx, d.close)
+	defer stop()
+	// The watch over credentials outlives the listener: what came in through
+	// this door stays.
+	d.server.work.Go(func() { d.admitted.watch(ctx, d.server.registry.sweep) })
+	var pause time.Duration
+	for {
+		c, err := d.listener.Accept()
+		if err == nil {
+			pause = 0
+			if _, err := d.server.begin(); err != nil {
+				c.Close()
+				continue // the listener is closed already
+			}
+			go d.handle(ctx, c)
+			continue
+		}
+		var temporary interface{ Temporary() bool }
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || !errors.As(err, &temporary) || !temporary.Temporary() {
+			return err
+		}
+		// Out of descriptors, as a rule: wait for some to be closed.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		d.server.logger().Error("accept failed", "listener", d.listener.Addr().String(), "error", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// handle serves one connection from its first byte to its end.
+func (d *door) handle(ctx context.Context, c net.Conn) {
+	s := d.server
+	defer s.work.Done()
+	admitted := d.strangers.enter(c)
+	defer admitted()
+	stop := context.AfterFunc(ctx, func() { _ = relay.Reset(c) })
+	tuneTCP(c)
+	p, err := d.meet(ctx, c)
+	stop()
+	log := s.logger().With("remote", c.RemoteAddr().String())
+	if err != nil {
+		d.refuse(c, log, err)
+		return
+	}
+	if isUpgrade(p.Request) {
+		err = d.serveAgent(ctx, c, p, log, admitted)
+	} else {
+		err = d.serveClient(ctx, c, p, log, admitted)
+	}
+	if err != nil {
+		d.refuse(c, log, err)
+	}
+}
+
+// meet does the TLS handshake and reads the request head.
+func (d *door) meet(ctx context.Context, c net.Conn) (*Peer, error) {
+	p := &Peer{RemoteAddr: c.RemoteAddr(), LocalAddr: c.LocalAddr()}
+	state, err := handshake(ctx, c, d.server.headTimeout())
+	if err != nil {
+		return nil, err
+	}
+	p.TLS = state
+	p.Request, err = connect.ReadRequest(c, &d.server.Head)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// headTimeout is the time for each step before a peer is known.
+func (s *Server) headTimeout() time.Duration { return orDefault(s.Head.Timeout, 10*time.Second) }
+
+// tlsConn is a *tls.Conn, also inside a wrapper that passes these on.
+type tlsConn interface {
+	HandshakeContext(context.Context) error
+	ConnectionState() tls.ConnectionState
+}
+
+// handshake completes a TLS handshake; without TLS the state is nil.
+func handshake(ctx context.Context, c net.Conn, timeout time.Duration) (*tls.ConnectionState, error) {
+	t, ok := c.(tlsConn)
+	if !ok {
+		return nil, nil
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	state := t.ConnectionState()
+	return &state, nil
+}
+
+// refuse answers a connection that was not served, and closes it.
+func (d *door) refuse(c net.Conn, log *slog.Logger, err error) {
+	var e *connect.Error
+	switch {
+	case err == io.EOF: // a health check of a load balancer
+		log.Debug("connection without a request")
+		_ = c.Close()
+		return
+	case errors.As(err, &e):
+		d.refusals.log(log, "request refused", "status", statusOf(e), "error", err)
+		_ = connect.WriteError(c, d.server.id(), err)
+	default:
+		d.refusals.log(log, "connection refused", "error", err)
+	}
+	_ = c.Close()
+}
+
+func statusOf(e *connect.Error) int {
+	if e.Status != 0 {
+		return e.Status
+	}
+	return e.Reason.Status()
+}
+
+// isUpgrade reports whether a request asks for a session, in any version.
+func isUpgrade(r *connect.Request) bool {
+	return r.Method == http.MethodGet && strings.HasPrefix(r.Target, "/")
+}
+
+// serveClient serves a client's CONNECT or absolute-form requests. The error
+// is one that the client has not been told yet.
+func (d *door) serveClient(ctx context.Context, c net.Conn, p *Peer, log *slog.Logger, admitted func()) error {
+	h, leave, err := d.admitClient(p, log, func() { _ = relay.Reset(c) })
+	if err != nil {
+		return err
+	}
+	defer leave()
+	admitted()
+	_ = h.ServeRequest(ctx, c, p.Request) // answered and logged by the Handler
+	return nil
+}
+
+// admitClient authenticates a client and returns the proxy that is made for
+// it: one whose only way leads to the agents of its cluster. End is called
+// when its credential does not hold any more.
+func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Handler, leave func(), _ error) {
+	s := d.server
+	if d.rules.NoClients {
+		return nil, nil, forbidden("this port is for agents")
+	}
+	id, err := authenticate(d.rules.Clients, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	cl, done := s.registry.use(id.Cluster)
+	if cl.clients.Add(1) > int64(s.limits().Clients) {
+		cl.clients.Add(-1)
+		done()
+		return nil, nil, &connect.Error{Reason: connect.ErrLimit, RetryAfter: retryAfter, Detail: "the cluster has as many client connections as it may"}
+	}
+	log = log.With("cluster", id.Cluster, "client", id.Name)
+	out := d.admitted.enter(&admission{identity: id, log: log, end: end})
+	traceparent := p.Request.Header.Get(headerTraceparent)
+	h := &connect.Handler{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return s.dial(ctx, id.Cluster, network, address, traceparent)
+		},
+		Name:        s.id(),
+		DialTimeout: s.DialTimeout,
+		IdleTimeout: s.IdleTimeout,
+		Limits:      s.Head,
+		Drain:       s.drainStarted(),
+		Logger:      log,
+	}
+	return h, func() { out(); cl.clients.Add(-1); done() }, nil
+}
+
+// authenticate runs an AuthFunc and holds it to its contract.
+func authenticate(auth AuthFunc, p *Peer) (Identity, error) {
+	id, err := auth(p)
+	if err != nil {
+		var e *connect.Error
+		if !errors.As(err, &e) {
+			err = unauthorized("%w", err)
+		}
+		return Identity{}, err
+	}
+	if id.Cluster == "" {
+		return Identity{}, forbidden("the credential names no cluster")
+	}
+	if id.Check == nil {
+		id.Check = func() error { return nil }
+	}
+	return id, nil
+}
