@@ -1,0 +1,195 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
+)
+
+func TestThroughTheTunnel(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+		func() {
+			c, err := w.server.Dialer("a")(t.Context(), "tcp", "10.0.0.7:10250")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.RemoteAddr().String(); got != "10.0.0.7:10250" {
+				t.Errorf("remote address %s", got)
+			}
+			if err := roundTrip(c); err != nil {
+				t.Error(err)
+			}
+		}()
+		func() {
+			c, err := w.client("a").DialContext(t.Context(), "tcp", "10.0.0.7:10250")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := roundTrip(c); err != nil {
+				t.Error(err)
+			}
+		}()
+		st := w.server.Clusters()
+		if len(st) != 1 || st[0].Dials != 2 || st[0].Failed != 0 || st[0].FromAgents != 36 || st[0].ToAgents != 36 {
+			t.Errorf("status: %+v", st)
+		}
+	})
+}
+
+func TestWholePathIsConn(t *testing.T) {
+	w := newWorld(t, nil)
+	conns := make(chan net.Conn, 1)
+	done := make(chan struct{})
+	w.target("10.0.0.8:80", func(c net.Conn) { conns <- c; <-done })
+	t.Cleanup(func() { close(done) })
+	w.agent("a", "agent-1", nil)
+	w.ready("a", 1)
+	tunneltest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {
+		a, err := w.client("a").DialContext(t.Context(), "tcp", "10.0.0.8:80")
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		b := <-conns
+		return a, b, func() { a.Close(); b.Close() }, nil
+	})
+}
+
+func TestAbsoluteForm(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		l, err := w.net.Host("10.0.0.9").Listen("tcp", "10.0.0.9:9100")
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(rw, "metrics of "+r.Host+r.URL.Path)
+		})}
+		go node.Serve(l)
+		t.Cleanup(func() { node.Close() })
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+
+		d := w.client("a")
+		transport := &http.Transport{
+			Proxy:           http.ProxyURL(mustURL("https://" + serverAddr)),
+			TLSClientConfig: d.TLS,
+			DialContext:     w.net.Host("prometheus").Dial,
+		}
+		defer transport.CloseIdleConnections()
+		client := &http.Client{Transport: transport}
+		for range 2 {
+			res, err := client.Get("http://10.0.0.9:9100/metrics")
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if string(body) != "metrics of 10.0.0.9:9100/metrics" {
+				t.Errorf("body %q", body)
+			}
+		}
+		res, err := client.Get("http://10.0.0.99:1/") // nothing listens
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != 502 || !strings.Contains(res.Header.Get("Proxy-Status"), "connection_refused") {
+			t.Errorf("%d %q", res.StatusCode, res.Header.Get("Proxy-Status"))
+		}
+	})
+}
+
+// Every failure of a dial has its status and reason, at both doors.
+func TestDialErrors(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.agent("a", "agent-1", nil)
+		w.net.SetHost("localhost.example", "127.0.0.1")
+		w.net.Host("10.9.9.9")
+		w.net.Freeze("10.9.9.9")
+		w.ready("a", 1)
+		time.Sleep(startupGrace)
+		for _, tt := range []struct {
+			name, cluster, target string
+			reason                connect.Reason
+			status                int
+			is                    error
+		}{
+			{"refused", "a", "10.0.0.7:1", connect.ErrRefused, 502, syscall.ECONNREFUSED},
+			{"no name", "a", "nowhere.example:80", connect.ErrDNS, 502, nil},
+			{"timeout", "a", "10.9.9.9:80", connect.ErrTimeout, 504, nil},
+			{"loopback", "a", "127.0.0.1:80", connect.ErrProhibited, 403, nil},
+			{"metadata", "a", "169.254.169.254:80", connect.ErrProhibited, 403, nil},
+			{"mapped", "a", "[::ffff:127.0.0.1]:80", connect.ErrProhibited, 403, nil},
+			{"NAT64", "a", "[64:ff9b::169.254.169.254]:80", connect.ErrProhibited, 403, nil},
+			{"name of loopback", "a", "localhost.example:80", connect.ErrProhibited, 403, nil},
+			{"no agent", "b", "10.0.0.7:10250", connect.ErrUnavailable, 503, nil},
+			{"no port", "a", "10.0.0.7", connect.ErrRequest, 400, nil},
+		} {
+			func() {
+				_, err := w.server.Dialer(tt.cluster)(t.Context(), "tcp", tt.target)
+				var de *DialError
+				if !errors.As(err, &de) || de.Err.Reason != tt.reason {
+					t.Fatalf("%s: Dialer: %v, want %s", tt.name, err, tt.reason)
+				}
+				if tt.is != nil && !errors.Is(err, tt.is) {
+					t.Errorf("%s: Dialer: %v is not %v", tt.name, err, tt.is)
+				}
+				if want := tt.status == 504; de.Timeout() != want {
+					t.Errorf("%s: Timeout() = %v", tt.name, !want)
+				}
+				if tt.status == 400 {
+					return // the client's own dialer refuses to send it
+				}
+				_, err = w.client(tt.cluster).DialContext(t.Context(), "tcp", tt.target)
+				var ce *connect.Error
+				if !errors.As(err, &ce) || ce.Status != tt.status || ce.Reason != tt.reason {
+					t.Errorf("%s: CONNECT: %v, want %d %s", tt.name, err, tt.status, tt.reason)
+				}
+				if ce != nil && tt.status == 503 && ce.RetryAfter <= 0 {
+					t.Errorf("%s: 503 without Retry-After", tt.name)
+				}
+			}()
+		}
+	})
+}
+
+// A client that goes away during a dial takes the dial of the target with it.
+func TestDialCancelledWhenClientGone(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		began, gone := make(chan struct{}), make(chan error, 1)
+		w.agent("a", "agent-1", func(a *Agent) {
+			a.DialTarget = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				close(began)
+				<-ctx.Done()
+				gone <- context.Cause(ctx)
+				return nil, ctx.Err()
+			}
+		})
+		w.ready("a", 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { <-began; cancel() }()
+		start := time.Now()
+		if _, err := w.client("a").DialContext(ctx, "tcp", "10.0.0.7:10250"); !errors.Is(err, context.Canceled) {
+			t.Errorf("dial: %v", err)
+		}
+		<-gone
+		if d := time.Since(start); d != 0 {
+			t.Errorf("the target's dial ended after %v", d)
+		}
+		w.until("the stream is gone", func() bool { return w.server.Clusters()[0].Streams == 0 })
+	})
+}
