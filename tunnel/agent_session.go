@@ -33,9 +33,7 @@ func (a *Agent) newSession(ctx context.Context, c net.Conn, known func(*helloMes
 		hello: a.hello(), live: a.Liveness,
 		maxStreams: a.maxStreams(), log: a.logger(),
 		grown: func(s *session) {
-			if s.mux.Unread() > 2*agentReceiveMemory {
-				s.mux.ResetLargest("too much data of this session is unread, and most of it here")
-			}
+			s.mux.TrimUnread(2*agentReceiveMemory, tooMuchUnread)
 		},
 	})
 	if err != nil {

@@ -187,16 +187,17 @@ func (s *Server) endDrained(a *remoteAgent) {
 	a.endDrained(orDefault(s.DrainTimeout, 25*time.Second))
 }
 
+// tooMuchUnread is what the reset of a stream by boundUnread says.
+const tooMuchUnread = "too much data of this session is unread, and most of it here"
+
 // boundUnread is called as unread data grows. A session or cluster that holds
-// twice what it should loses the stream that holds most.
+// twice what it should loses the streams that hold most.
 func (s *Server) boundUnread(a *remoteAgent) {
 	limits := s.limits()
-	const reason = "too much data of this session is unread, and most of it here"
-	if a.mux.Unread() > 2*limits.ReceiveMemory {
-		a.mux.ResetLargest(reason)
-	}
+	a.mux.TrimUnread(2*limits.ReceiveMemory, tooMuchUnread)
 	if sum, most := a.cluster.unread(); most != nil && sum > 2*limits.ClusterReceiveMemory {
-		most.mux.ResetLargest(reason)
+		excess := sum - 2*limits.ClusterReceiveMemory
+		most.mux.TrimUnread(max(most.mux.Unread()-excess, 0), tooMuchUnread)
 	}
 }
 

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
@@ -14,6 +15,7 @@ import (
 type conn struct {
 	stream  stream
 	prefix  *relay.Prefixed // reads early bytes first, then the stream
+	early   atomic.Int64    // bytes of prefix that are left
 	target  net.Addr
 	cluster *cluster
 	release func() // gives back what the dial had reserved
@@ -31,13 +33,15 @@ func newConn(s stream, early []byte, target string, c *cluster, release func()) 
 	t := &conn{stream: s, target: targetAddr(target), cluster: c, release: sync.OnceFunc(release)}
 	if len(early) > 0 {
 		t.prefix = relay.NewPrefixed(s, early)
+		t.early.Store(int64(len(early)))
 	}
 	return t
 }
 
 func (c *conn) Read(p []byte) (n int, err error) {
-	if c.prefix != nil {
+	if c.prefix != nil && c.early.Load() > 0 {
 		n, err = c.prefix.Read(p)
+		c.early.Add(-int64(n))
 	} else {
 		n, err = c.stream.Read(p)
 	}
@@ -47,10 +51,8 @@ func (c *conn) Read(p []byte) (n int, err error) {
 
 // WaitRead is for relay.ReadWaiter.
 func (c *conn) WaitRead() error {
-	if c.prefix != nil {
-		if unread, _ := c.prefix.Unwrap(); len(unread) > 0 {
-			return nil
-		}
+	if c.early.Load() > 0 {
+		return nil
 	}
 	return c.stream.WaitRead()
 }

@@ -23,9 +23,10 @@ type muxer interface {
 	// Streams is the number of streams that hold memory here.
 	Streams() int
 	// Unread is the number of bytes received and not yet read, of all
-	// streams. ResetLargest resets the stream that holds most of them.
+	// streams. TrimUnread resets those streams that hold most of them until
+	// the others hold no more than limit.
 	Unread() int64
-	ResetLargest(reason string)
+	TrimUnread(limit int64, reason string)
 	// LastReceived is when the last byte came from the carrier.
 	LastReceived() time.Time
 	// Reset ends a stream that the other side has reset: see control.go.

@@ -46,7 +46,7 @@ type sessionConfig struct {
 	hello      helloMessage
 	live       Liveness
 	maxStreams int
-	grown      func(*session) // unread bytes grew by a mebibyte
+	grown      func(*session) // unread bytes grew by growthStep
 	log        *slog.Logger
 }
 
@@ -162,7 +162,8 @@ func (s *session) readHello() error {
 	default:
 		return fmt.Errorf("tunnel: control message %d instead of HELLO", t)
 	}
-	if err := decodeMessage(t, body, &s.remote); err == nil {
+	err = decodeMessage(t, body, &s.remote)
+	if err == nil {
 		err = s.remote.check()
 	}
 	if err != nil {

@@ -255,3 +255,15 @@ func mustURL(s string) *url.URL {
 	}
 	return u
 }
+
+// lines is what was logged with a text in it.
+func (l *logBuffer) lines(text string) (found []string) {
+	for line := range strings.Lines(l.String()) {
+		if strings.Contains(line, text) {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+func tlsClient(c net.Conn, config *tls.Config) net.Conn { return tls.Client(c, config) }

@@ -50,7 +50,7 @@ type yamuxConfig struct {
 	maxStreams int                // at a time, plus the backlog
 	later      func(func())       // see yamuxMux
 	sendReset  func(resetMessage) // see yamuxMux
-	grown      func()             // unread bytes grew by a mebibyte
+	grown      func()             // unread bytes grew by growthStep
 }
 
 // newYamux makes a session of c.
@@ -217,8 +217,11 @@ func (m *yamuxMux) Carrier() net.Conn { return m.watch.Conn }
 
 func (m *yamuxMux) LastReceived() time.Time { return time.Unix(0, m.watch.received.Load()) }
 
-func (m *yamuxMux) ResetLargest(reason string) {
-	if s := m.watch.largest(); s != nil {
+func (m *yamuxMux) TrimUnread(limit int64, reason string) {
+	if m.Unread() <= limit {
+		return
+	}
+	for _, s := range m.watch.excess(limit) {
 		_ = s.ResetWith(reason)
 	}
 }

@@ -1,9 +1,11 @@
 package tunnel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +67,7 @@ type inbox struct {
 	fin      bool          // the peer half-closed
 	rst      bool          // the peer's multiplexer refused the stream
 	closed   bool          // the local side has closed the stream
+	doomed   bool          // picked by excess
 	gone     bool          // forgotten: nothing is accounted any more
 	stream   *yamuxStream  // nil until it was accepted
 	reset    *resetMessage // came before the stream was accepted
@@ -218,7 +221,7 @@ func (w *frameWatch) find(id uint32, m *resetMessage) *yamuxStream {
 }
 
 // growthStep is how often grown is called.
-const growthStep = 1 << 20
+const growthStep = 256 << 10
 
 // account adds to the bytes of a stream that came and that were read.
 func (w *frameWatch) account(b *inbox, received, read int64) {
@@ -264,18 +267,36 @@ func (w *frameWatch) forget(id uint32) {
 	w.unread.Add(b.read - b.received)
 }
 
-// largest is the stream with the most unread bytes.
-func (w *frameWatch) largest() *yamuxStream {
+// excess picks the streams to be reset so that the others hold no more than
+// limit unread bytes: the largest first. What was picked once is not picked
+// again, although it counts until the peer has finished it.
+func (w *frameWatch) excess(limit int64) (doomed []*yamuxStream) {
+	type held struct {
+		b *inbox
+		n int64
+	}
+	var all []held
+	var sum int64
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	var most int64
-	var found *yamuxStream
 	for _, b := range w.inboxes {
 		b.mu.Lock()
-		if n := b.received - b.read; n > most && b.stream != nil && !b.closed {
-			most, found = n, b.stream
+		if n := b.received - b.read; n > 0 && b.stream != nil && !b.doomed {
+			all = append(all, held{b, n})
+			sum += n
 		}
 		b.mu.Unlock()
 	}
-	return found
+	w.mu.Unlock()
+	slices.SortFunc(all, func(x, y held) int { return cmp.Compare(y.n, x.n) })
+	for _, h := range all {
+		if sum <= limit {
+			break
+		}
+		h.b.mu.Lock()
+		h.b.doomed = true
+		doomed = append(doomed, h.b.stream)
+		h.b.mu.Unlock()
+		sum -= h.n
+	}
+	return doomed
 }
