@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -169,13 +168,11 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 			a.cluster.retire(a)
 			a.drain(drainCredential)
 		},
-		end: func() { _ = a.mux.Close(fmt.Errorf("tunnel: credential no longer holds")) },
+		end: func() { a.bye(byeMessage{Code: byeDenied, Reason: "the credential no longer holds"}) },
 	})
 	defer leave()
 	log.Info("agent connected", "name", a.identity.Name, "remote", a.addr.String(), "version", a.version, "software", a.remote.Software)
-	if a.features[featurePeers] {
-		s.sendPeers(a)
-	}
+	s.sendPeers(a)
 	err = a.run()
 	log.Info("agent disconnected", "error", err, "lasted", time.Since(a.started).Round(time.Millisecond))
 	return err

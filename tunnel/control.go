@@ -83,13 +83,12 @@ type peersMessage struct {
 
 // Codes of BYE.
 const (
-	byeVersion  = "version"  // no common protocol version
-	byeHello    = "hello"    // HELLO is missing or malformed
-	byeQuota    = "quota"    // too many agents in the cluster
-	byeDraining = "draining" // the server shuts down
-	byeKnown    = "known"    // the agent has a session with this server already
-	byeDone     = "done"     // the session has drained
-	byeDenied   = "denied"   // the credential no longer admits the agent
+	byeVersion = "version" // no common protocol version
+	byeHello   = "hello"   // HELLO is missing or malformed
+	byeQuota   = "quota"   // too many agents in the cluster
+	byeKnown   = "known"   // the agent has a session with this server already
+	byeDone    = "done"    // the session has drained
+	byeDenied  = "denied"  // the credential no longer admits the agent
 )
 
 // byeMessage ends a session and says why.

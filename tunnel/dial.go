@@ -231,6 +231,10 @@ func (d *dialRequest) pick(agents []*remoteAgent) (*remoteAgent, error) {
 // unanswered is how long a dial waits before it has its agent PINGed.
 const unanswered = time.Second
 
+// lastStreamID is where a session is replaced, long before yamux runs out of
+// its 32 bits.
+const lastStreamID = 1 << 31
+
 // attempt dials through one agent. Again says whether another agent may be
 // tried, which is so while no byte of the client has been sent. With movable
 // set, the attempt is given up when the agent becomes suspect.
@@ -247,6 +251,10 @@ func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bo
 	st, err := a.mux.Open(ctx)
 	if err != nil {
 		return nil, d.again(parent, err), d.attemptError(parent, ctx, a, err)
+	}
+	if st.ID() > lastStreamID {
+		a.cluster.retire(a)
+		a.drain(drainExhausted)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = st.SetDeadline(past) })
 	defer stop()

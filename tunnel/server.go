@@ -181,6 +181,9 @@ func (s *Server) SetPeers(ids []string) {
 }
 
 func (s *Server) sendPeers(a *remoteAgent) {
+	if !a.features[featurePeers] {
+		return
+	}
 	s.mu.Lock()
 	m := peersMessage{Servers: slices.Clone(s.peers)}
 	s.mu.Unlock()

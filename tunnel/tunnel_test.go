@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -191,5 +193,118 @@ func TestDialCancelledWhenClientGone(t *testing.T) {
 			t.Errorf("the target's dial ended after %v", d)
 		}
 		w.until("the stream is gone", func() bool { return w.server.Clusters()[0].Streams == 0 })
+	})
+}
+
+// The agent reaches its server through any HTTP proxy on the way.
+func TestAgentThroughProxy(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		l, err := w.net.Host("proxy").Listen("tcp", "proxy:3128")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		served := make(chan struct{})
+		var mu sync.Mutex
+		var heads []string
+		go func() {
+			defer close(served)
+			_ = (&connect.Handler{
+				Dial: w.net.Host("proxy").Dial,
+				Allow: func(_ context.Context, r *connect.Request, target string) error {
+					mu.Lock()
+					defer mu.Unlock()
+					heads = append(heads, target+" "+r.Header.Get("Reversed-VPN"))
+					return nil
+				},
+			}).Serve(ctx, l)
+		}()
+		t.Cleanup(func() { cancel(); <-served })
+		w.agent("a", "agent-1", func(a *Agent) {
+			a.Dial = (&connect.Dialer{
+				Address: "proxy:3128", Forward: w.net.Host("agent-1").Dial,
+				Header: http.Header{"Reversed-VPN": {"outbound|1194||vpn"}},
+			}).DialContext
+		})
+		w.ready("a", 1)
+		c, err := w.client("a").DialContext(t.Context(), "tcp", "10.0.0.7:10250")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := roundTrip(c); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if len(heads) != 1 || heads[0] != serverAddr+" outbound|1194||vpn" {
+			t.Errorf("the proxy saw %q", heads)
+		}
+	})
+}
+
+// A trace context that the client sends arrives in the agent's log.
+func TestTraceparent(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+		const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		d := w.client("a")
+		d.Header = http.Header{headerTraceparent: {trace}}
+		c, err := d.DialContext(t.Context(), "tcp", "10.0.0.7:10250")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := roundTrip(c); err != nil {
+			t.Error(err)
+		}
+		w.until("it is logged", func() bool { return w.log.has("agent agent-1", "traceparent="+trace) })
+	})
+}
+
+// A target that is reset resets the client, and the other way round.
+func TestResetThroughTheTunnel(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		seen := make(chan error, 1)
+		w.target("10.0.0.8:80", func(c net.Conn) {
+			buf := make([]byte, 5)
+			if _, err := io.ReadFull(c, buf); err != nil {
+				seen <- err
+				return
+			}
+			if string(buf) == "reset" {
+				_, _ = io.WriteString(c, "part")
+				_ = c.(*tunneltest.Conn).Reset()
+				return
+			}
+			_, err := io.ReadAll(c)
+			seen <- err
+		})
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+		for range 20 {
+			c, err := w.client("a").DialContext(t.Context(), "tcp", "10.0.0.8:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(c, "reset")
+			if got, err := io.ReadAll(c); err == nil {
+				t.Fatalf("the client read %q and a clean end of a target that was reset", got)
+			}
+			c.Close()
+
+			c, err = w.client("a").DialContext(t.Context(), "tcp", "10.0.0.8:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(c, "watch")
+			time.Sleep(time.Second)
+			_ = relay.Reset(c)
+			if err := <-seen; !errors.Is(err, syscall.ECONNRESET) {
+				t.Fatalf("the target of a client that was reset read: %v", err)
+			}
+		}
 	})
 }
