@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -14,21 +13,23 @@ const (
 	recheckGrace = 30 * time.Second
 )
 
-// admissions is what came in through a door by a credential that may be taken
-// back: a certificate that expires, a CA or token that is removed.
+// admissions is what came in by a credential that may be taken back: a
+// certificate that expires, a CA or token that is removed. It checks them by a
+// timer, which runs only while there are some.
 type admissions struct {
-	mu  sync.Mutex
-	all map[*admission]struct{}
+	mu    sync.Mutex
+	all   map[*admission]struct{}
+	timer *time.Timer
 }
 
-// admission is one client connection or agent session.
+// admission is one client connection, agent session or stream to a target.
 type admission struct {
 	identity Identity
 	log      *slog.Logger
 	warn     func() // the credential no longer holds: told once, may be nil
 	end      func() // the grace is over
 
-	since time.Time // when it was first found to be gone; watch's own
+	since time.Time // when it was first found to be gone; check's own
 }
 
 // enter registers an admission until leave is called.
@@ -39,41 +40,38 @@ func (a *admissions) enter(m *admission) (leave func()) {
 		a.all = make(map[*admission]struct{})
 	}
 	a.all[m] = struct{}{}
+	if a.timer == nil {
+		a.timer = time.AfterFunc(recheckEvery, a.check)
+	}
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.all, m)
+		if len(a.all) == 0 && a.timer != nil && a.timer.Stop() {
+			a.timer = nil // otherwise check is under way, and ends it
+		}
 	}
 }
 
-func (a *admissions) list() []*admission {
+// check looks at every admission once.
+func (a *admissions) check() {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	all := make([]*admission, 0, len(a.all))
 	for m := range a.all {
 		all = append(all, m)
 	}
-	return all
-}
-
-// watch checks the credentials until ctx ends, and calls also, if not nil,
-// each time.
-func (a *admissions) watch(ctx context.Context, also func(now time.Time)) {
-	ticker := time.NewTicker(recheckEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case now := <-ticker.C:
-			for _, m := range a.list() {
-				m.check(now)
-			}
-			if also != nil {
-				also(now)
-			}
-		case <-ctx.Done():
-			return
-		}
+	a.mu.Unlock()
+	now := time.Now()
+	for _, m := range all {
+		m.check(now)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.all) == 0 {
+		a.timer = nil
+		return
+	}
+	a.timer.Reset(recheckEvery)
 }
 
 func (m *admission) check(now time.Time) {

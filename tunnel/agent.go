@@ -39,6 +39,9 @@ type Agent struct {
 	// means the host's roots and none. An empty ServerName is that of the
 	// URL. ALPN is always http/1.1.
 	TLS *tls.Config
+	// TLSFor, if set, is used instead of TLS and gives the configuration for
+	// the host of a URL, for such as certs.ClientTLS that must know it.
+	TLSFor func(host string) *tls.Config
 	// Token, if set, gives the bearer token for each connection. It is sent
 	// over TLS only.
 	Token func(ctx context.Context) (string, error)
@@ -76,8 +79,10 @@ type Agent struct {
 	Labels map[string]string
 	Serves []string
 
-	// AuthServer tells whether a server that connects to Serve may; nil asks
-	// for a verified client certificate.
+	// AuthServer tells whether a server that connects to Serve may. Its error
+	// should be a *connect.Error, which is answered. Nil asks for a verified
+	// client certificate, whoever holds it: the listener's ClientCAs must then
+	// have signed for servers only.
 	AuthServer func(p *Peer) error
 	// Head bounds request and response heads, by default 10 s and 64 KiB.
 	Head connect.HeadLimits
@@ -110,6 +115,14 @@ func (a *Agent) init() {
 	a.drains = make(chan struct{})
 	a.sessions = make(map[*agentSession]struct{})
 	a.nonce = newNonce()
+}
+
+// withTimeout is context.WithTimeoutCause; negative means no bound.
+func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelFunc) {
+	if d < 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, d, cause)
 }
 
 // begin counts one more Run or Serve; ctx ends with the given one and with

@@ -122,6 +122,9 @@ func (a *Agent) connect(ctx context.Context, u serverURL, address string, known 
 // clientTLS is the TLS configuration for a server.
 func (a *Agent) clientTLS(u serverURL) *tls.Config {
 	config := a.TLS.Clone() // nil stays nil
+	if a.TLSFor != nil {
+		config = a.TLSFor(u.host).Clone()
+	}
 	if config == nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12}
 	}

@@ -228,7 +228,7 @@ func (l *links) missing() []string {
 // the endpoint's own, or that of the tries for PEERS.
 func (l *links) try(ctx, tries context.Context, e, timing *endpoint) {
 	a := l.agent
-	tries, cancel := context.WithTimeoutCause(tries, max(orDefault(a.Connect, 20*time.Second), time.Second), errSlow)
+	tries, cancel := withTimeout(tries, orDefault(a.Connect, 20*time.Second), errSlow)
 	var nonce string
 	s, err := a.connect(tries, e.server, e.key.address, func(h *helloMessage) error {
 		l.mu.Lock()
@@ -285,7 +285,6 @@ func (l *links) failed(e, timing *endpoint, nonce string, err error) {
 
 // serve makes a session count, serves it, and plans what comes after it.
 func (l *links) serve(ctx context.Context, e, timing *endpoint, s *agentSession) {
-	a := l.agent
 	k := &link{agentSession: s}
 	nonce := s.remote.Nonce
 	accepted := s.onPeers
@@ -299,7 +298,7 @@ func (l *links) serve(ctx context.Context, e, timing *endpoint, s *agentSession)
 	s.onDrain = func(reason string) {
 		s.log.Info("server drains the session", "reason", reason)
 		l.uncover(k, reason)
-		s.endDrained(orDefault(a.DrainTimeout, 25*time.Second))
+		s.endDrained(-1) // for how long is the server's business
 	}
 	l.mu.Lock()
 	delete(l.pending, nonce)

@@ -32,13 +32,11 @@ func (a *Agent) newSession(ctx context.Context, c net.Conn, known func(*helloMes
 	s.session, err = newSession(ctx, c, sessionConfig{
 		hello: a.hello(), live: a.Liveness,
 		maxStreams: a.maxStreams(), log: a.logger(),
-		grown: func(s *session) {
-			s.mux.TrimUnread(2*agentReceiveMemory, tooMuchUnread)
-		},
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.onGrown(func() { s.mux.TrimUnread(2*agentReceiveMemory, tooMuchUnread) })
 	if err := s.helloAgent(ctx, known); err != nil {
 		s.close(err)
 		return nil, err
@@ -71,7 +69,6 @@ func (s *agentSession) serve(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() { s.acceptStreams(ctx, &work) })
-	work.Go(func() { s.targets.watch(ctx, nil) })
 	err := s.run()
 	cancel(err)
 	return err
@@ -152,10 +149,10 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	defer done()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	drained := make(chan struct{})
-	defer close(drained)
 	var work sync.WaitGroup
 	defer work.Wait()
+	drained := make(chan struct{})
+	defer close(drained)
 	work.Go(func() {
 		select {
 		case <-a.drainStarted():
@@ -214,7 +211,7 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn) {
 	tuneTCP(c)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	timeout, stop := context.WithTimeoutCause(ctx, max(orDefault(a.Connect, 20*time.Second), time.Second), errSlow)
+	timeout, stop := withTimeout(ctx, orDefault(a.Connect, 20*time.Second), errSlow)
 	defer stop()
 	s, err := d.meet(timeout, c)
 	if err != nil {

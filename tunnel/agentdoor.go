@@ -76,7 +76,7 @@ func (d *door) serveAgent(ctx context.Context, c net.Conn, p *Peer, log *slog.Lo
 		return err
 	}
 	_ = c.SetWriteDeadline(time.Time{})
-	_ = s.attach(ctx, withEarly(c, p.Request.Early), id, log, &d.admitted, admitted)
+	_ = s.attach(ctx, withEarly(c, p.Request.Early), id, log, admitted)
 	return nil
 }
 
@@ -95,27 +95,29 @@ func switchProtocols(c net.Conn) error {
 	}}).Write(c)
 }
 
+var errNoHello = errors.New("tunnel: no HELLO in time")
+
 // attach makes an agent's session of a connection and serves it to its end,
 // whoever opened the connection. It owns c.
-func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.Logger, admitted *admissions, known func()) error {
+func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.Logger, known func()) error {
 	addr := c.RemoteAddr()
 	limits := s.limits()
 	a := &remoteAgent{identity: id, addr: addr}
 	cl, done := s.registry.use(id.Cluster)
 	defer done()
 	a.cluster = cl
-	timeout, cancel := context.WithTimeoutCause(ctx, max(s.headTimeout(), time.Second), errors.New("tunnel: no HELLO in time"))
+	timeout, cancel := withTimeout(ctx, s.headTimeout(), errNoHello)
 	defer cancel()
 	var err error
 	a.session, err = newSession(timeout, c, sessionConfig{
 		opener: true, hello: s.hello(), live: s.Liveness,
 		maxStreams: limits.StreamsPerSession, log: log,
-		grown: func(*session) { s.boundUnread(a) },
 	})
 	if err != nil {
 		log.Warn("agent refused", "error", err)
 		return err
 	}
+	a.onGrown(func() { s.boundUnread(a) })
 	if err := a.helloServer(timeout); err != nil {
 		a.close(err)
 		var bye *byeError
@@ -127,11 +129,11 @@ func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.
 		return err
 	}
 	cancel()
-	return s.serveSession(ctx, a, log.With("agent", a.remote.ID), admitted, known)
+	return s.serveSession(ctx, a, log.With("agent", a.remote.ID), known)
 }
 
 // serveSession registers an agent that has said HELLO and serves its session.
-func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Logger, admitted *admissions, known func()) error {
+func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Logger, known func()) error {
 	for _, text := range a.remote.Serves {
 		if d, err := parseServed(text); err == nil {
 			a.served = append(a.served, d)
@@ -141,7 +143,7 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 	a.onDrain = func(reason string) {
 		log.Info("agent drains", "reason", reason)
 		a.cluster.retire(a)
-		s.endDrained(a)
+		a.endDrained(-1) // for how long is the agent's business
 	}
 	stop := context.AfterFunc(ctx, func() { _ = a.mux.Close(ErrServerClosed) })
 	defer stop()
@@ -162,7 +164,7 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 		s.endDrained(old)
 	}
 	known()
-	leave := admitted.enter(&admission{
+	leave := s.admitted.enter(&admission{
 		identity: a.identity, log: log,
 		warn: func() {
 			a.cluster.retire(a)
@@ -171,7 +173,7 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 		end: func() { a.bye(byeMessage{Code: byeDenied, Reason: "the credential no longer holds"}) },
 	})
 	defer leave()
-	log.Info("agent connected", "name", a.identity.Name, "remote", a.addr.String(), "version", a.version, "software", a.remote.Software)
+	log.Info("agent connected", "name", a.identity.Name, "version", a.version, "software", a.remote.Software)
 	s.sendPeers(a)
 	err = a.run()
 	log.Info("agent disconnected", "error", err, "lasted", time.Since(a.started).Round(time.Millisecond))

@@ -35,11 +35,10 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 	backoff := s.Backoff.withDefaults()
 	log := s.logger().With("cluster", cluster, "direction", "outbound")
 	var down outage
-	var admitted admissions // nothing here to be taken back: dial verifies
 	last := ""
 	for {
 		start := time.Now()
-		err := s.dialAgent(ctx, cluster, dial, &admitted)
+		err := s.dialAgent(ctx, cluster, dial)
 		if s.isDraining() {
 			return ErrServerClosed
 		}
@@ -62,14 +61,14 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 }
 
 // dialAgent makes one session and serves it to its end.
-func (s *Server) dialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error), admitted *admissions) error {
+func (s *Server) dialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error)) error {
 	c, early, err := s.requestAgent(ctx, cluster, dial)
 	if err != nil {
 		return err
 	}
 	log := s.logger().With("remote", c.RemoteAddr().String(), "cluster", cluster)
 	id := Identity{Cluster: cluster, Name: "dialled", Check: func() error { return nil }}
-	return s.attach(ctx, withEarly(c, early), id, log, admitted, func() {})
+	return s.attach(ctx, withEarly(c, early), id, log, func() {})
 }
 
 // requestAgent connects to an agent and asks it for a session.

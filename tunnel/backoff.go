@@ -12,6 +12,8 @@ import (
 // The bound is the time since the first failure. So a try comes, whatever the
 // dice say, no later after the other side's return than the outage was long,
 // and thousands of agents that lost the same server spread out over that time.
+// Failures that follow a session shorter than Reset count as the same outage: a
+// server that crashes every few seconds is tried less and less often.
 type Backoff struct {
 	// Min is the least bound, by default 0.2 s.
 	Min time.Duration

@@ -41,10 +41,11 @@ type dialRequest struct {
 }
 
 func (d *dialRequest) fail(agent string, e *connect.Error) error {
-	if e.Target == "" {
-		e.Target = d.target
+	own := *e // e may be shared
+	if own.Target == "" {
+		own.Target = d.target
 	}
-	return &DialError{Cluster: d.cluster.name, Agent: agent, Target: d.target, Err: e}
+	return &DialError{Cluster: d.cluster.name, Agent: agent, Target: d.target, Err: &own}
 }
 
 func (d *dialRequest) refuse(reason connect.Reason, retry time.Duration, err error) error {
@@ -176,7 +177,8 @@ const startupGrace = 15 * time.Second
 
 // ctxError is the error of a dial whose context ended.
 func (d *dialRequest) ctxError(ctx context.Context, agent string, err error) error {
-	e := connect.Classify(context.Cause(ctx))
+	own := *connect.Classify(context.Cause(ctx))
+	e := &own
 	if ctx.Err() == context.DeadlineExceeded {
 		e = &connect.Error{Reason: connect.ErrTimeout, Err: context.DeadlineExceeded}
 	}
@@ -255,13 +257,9 @@ func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bo
 	if st.ID() > lastStreamID {
 		a.cluster.retire(a)
 		a.drain(drainExhausted)
+		d.server.endDrained(a)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = st.SetDeadline(past) })
-	defer stop()
-	res, err := d.ask(parent, st)
-	if err == nil && !stop() {
-		err = context.Cause(ctx)
-	}
+	res, err := d.askWithin(ctx, st)
 	if err != nil {
 		_ = st.ResetWith("the dial was given up")
 		return nil, d.again(parent, err), d.attemptError(parent, ctx, a, err)
@@ -272,8 +270,28 @@ func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bo
 		// 503 is the agent's own word that it takes nothing now.
 		return nil, e.Reason == connect.ErrUnavailable, d.fail(a.remote.ID, e)
 	}
-	_ = st.SetDeadline(time.Time{})
 	return newConn(st, res.Early, d.target, d.cluster, release), false, nil
+}
+
+// askWithin is ask that returns when ctx ends, even while the carrier is
+// stalled: what is left behind then ends with the reset of the stream, at the
+// latest with the session.
+func (d *dialRequest) askWithin(ctx context.Context, st stream) (*connect.Response, error) {
+	type answer struct {
+		res *connect.Response
+		err error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		res, err := d.ask(ctx, st)
+		answered <- answer{res, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.res, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // ask sends the CONNECT on the stream and reads the answer.

@@ -25,7 +25,6 @@ type door struct {
 	closing   sync.Once
 	strangers strangers
 	refusals  refusals
-	admitted  admissions
 }
 
 func newDoor(s *Server, l net.Listener, rules Door) *door {
@@ -55,9 +54,6 @@ func (d *door) serve(ctx context.Context) error {
 	defer d.close()
 	stop := context.AfterFunc(ctx, d.close)
 	defer stop()
-	// The watch over credentials outlives the listener: what came in through
-	// this door stays.
-	d.server.work.Go(func() { d.admitted.watch(ctx, d.server.registry.sweep) })
 	var pause time.Duration
 	for {
 		c, err := d.listener.Accept()
@@ -211,8 +207,8 @@ func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Ha
 		done()
 		return nil, nil, &connect.Error{Reason: connect.ErrLimit, RetryAfter: retryAfter, Detail: "the cluster has as many client connections as it may"}
 	}
-	log = log.With("cluster", id.Cluster, "client", id.Name)
-	out := d.admitted.enter(&admission{identity: id, log: log, end: end})
+	log = log.With("cluster", id.Cluster, "identity", id.Name)
+	out := s.admitted.enter(&admission{identity: id, log: log, end: end})
 	traceparent := p.Request.Header.Get(headerTraceparent)
 	h := &connect.Handler{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {

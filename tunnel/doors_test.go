@@ -156,7 +156,7 @@ func TestHostileSessions(t *testing.T) {
 			"broken RESET":      append(hello(func(*helloMessage) {}), byte(typeReset), 0, 0, 1, 'x'),
 		} {
 			c := w.upgraded("server:80")
-			m, err := newYamux(c, yamuxConfig{maxStreams: 10, later: func(f func()) { go f() }, sendReset: func(resetMessage) {}, grown: func() {}})
+			m, err := newYamux(c, yamuxConfig{maxStreams: 10, later: func(f func()) { go f() }, sendReset: func(resetMessage) {}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -229,7 +229,7 @@ func TestVersionSkew(t *testing.T) {
 			tunneltest.Bubble(t, func(t *testing.T) {
 				a, b := tunneltest.Pipe()
 				config := func(id string) sessionConfig {
-					c := sessionConfig{opener: id == "server", maxStreams: 100, log: (&Server{}).logger(), grown: func(*session) {}}
+					c := sessionConfig{opener: id == "server", maxStreams: 100, log: (&Server{}).logger()}
 					c.hello = helloMessage{MinVersion: minVersion, MaxVersion: maxVersion, Features: features(), ID: id, Nonce: newNonce()}
 					if id == side {
 						tt.older(&c.hello)

@@ -212,7 +212,7 @@ func TestShutdownDrains(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("Shutdown: %v", err)
 		}
-		if !w.log.has("agent agent-1", "disconnected", byeDone) {
+		if !w.log.has("agent agent-1", "drains the session", drainShutdown) {
 			t.Errorf("the agent was not told\n%s", w.log)
 		}
 	})

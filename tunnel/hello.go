@@ -62,6 +62,14 @@ func (h *helloMessage) check() error {
 	if len(h.Nonce) < 8 || len(h.Nonce) > 64 {
 		return errors.New("tunnel: HELLO with a nonce of less than 8 or more than 64 characters")
 	}
+	if len(h.Software) > maxLabel {
+		return errors.New("tunnel: HELLO with a software name longer than 256 bytes")
+	}
+	for _, f := range h.Features {
+		if len(f) > maxLabel {
+			return fmt.Errorf("tunnel: HELLO with feature %.40q longer than %d bytes", f, maxLabel)
+		}
+	}
 	if len(h.Labels) > maxLabels || len(h.Serves) > maxServes || len(h.Features) > maxLabels {
 		return fmt.Errorf("tunnel: HELLO with %d labels, %d destinations, %d features", len(h.Labels), len(h.Serves), len(h.Features))
 	}
@@ -97,10 +105,33 @@ func parseServed(s string) (served, error) {
 		return served{prefix: netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())}, nil
 	}
 	name := strings.ToLower(strings.TrimSuffix(s, "."))
-	if len(name) == 0 || len(name) > 253 || strings.ContainsAny(name, " /:\t\r\n\x00") {
+	if !validName(strings.TrimPrefix(name, ".")) {
 		return served{}, fmt.Errorf("destination %.60q is neither a network nor a name", s)
 	}
 	return served{name: name}, nil
+}
+
+// validName reports whether s can be a host's name and nothing else: not an
+// IPv4 address in any spelling.
+func validName(s string) bool {
+	if len(s) == 0 || len(s) > 253 {
+		return false
+	}
+	digits := true
+	for label := range strings.SplitSeq(s, ".") {
+		if len(label) == 0 || len(label) > 63 {
+			return false
+		}
+		digits = true
+		for i := range len(label) {
+			c := label[i]
+			digits = digits && '0' <= c && c <= '9'
+			if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+	}
+	return !digits // RFC 1123 §2.1: the last label is not all digits
 }
 
 // match tells how specifically s covers the host: -1 not at all.
@@ -110,7 +141,7 @@ func (s served) match(host string, addr netip.Addr) int {
 		return s.prefix.Bits() + 1
 	case s.name != "" && s.name == host:
 		return 1 << 16
-	case strings.HasPrefix(s.name, ".") && strings.HasSuffix(host, s.name):
+	case strings.HasPrefix(s.name, ".") && (strings.HasSuffix(host, s.name) || host == s.name[1:]):
 		return 1<<8 + len(s.name)
 	}
 	return -1

@@ -20,7 +20,7 @@ import (
 //     request head;
 //   - both doors take over the connection, which http.Server.Shutdown forgets:
 //     call Shutdown of this Server as well;
-//   - credentials are not checked again while a connection is open.
+//   - a client whose credential no longer holds is not cut off.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, err := s.begin()
 	if err != nil {

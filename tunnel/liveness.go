@@ -66,10 +66,7 @@ func (l *liveness) start() {
 	defer l.mu.Unlock()
 	l.lastPing = time.Now()
 	l.moves = make(map[*func()]struct{})
-	l.timer = time.AfterFunc(max(l.config.Interval, 0), l.tick)
-	if l.config.Interval < 0 {
-		l.timer.Stop()
-	}
+	l.timer = time.AfterFunc(l.interval(), l.tick)
 }
 
 func (l *liveness) stop() {
@@ -80,6 +77,17 @@ func (l *liveness) stop() {
 		l.timer.Stop()
 	}
 }
+
+// interval is the time to the next PING; none comes within a lifetime if that
+// is switched off.
+func (l *liveness) interval() time.Duration {
+	if l.config.Interval < 0 {
+		return never
+	}
+	return l.config.Interval
+}
+
+const never = 100 * 365 * 24 * time.Hour
 
 // nudge is told of a dial: a peer that was silent for a while is PINGed now.
 func (l *liveness) nudge() {
@@ -148,7 +156,7 @@ func (l *liveness) tick() {
 		heard   = l.heard()
 		ping    *pingMessage
 		change  func()
-		next    = l.config.Interval
+		next    = l.interval()
 		send    = func() { m := l.nextPing(now); ping = &m }
 		waiting = !l.oldest.IsZero()
 	)
@@ -164,7 +172,7 @@ func (l *liveness) tick() {
 		send()
 		next = l.config.Suspect
 	case !l.suspect.IsZero() && l.config.Dead >= 0 && now.Sub(l.suspect) >= l.config.Dead,
-		waiting && now.Sub(l.oldest) >= stuck:
+		waiting && now.Sub(l.oldest) >= stuck && l.config.Suspect >= 0 && l.config.Dead >= 0:
 		l.stopped = true
 		l.mu.Unlock()
 		l.dead()
@@ -185,13 +193,13 @@ func (l *liveness) tick() {
 		}
 	case waiting && l.config.Suspect >= 0:
 		next = l.config.Suspect - silence
-	case now.Sub(l.lastPing) >= l.config.Interval:
+	case now.Sub(l.lastPing) >= l.interval():
 		send()
 		if l.config.Suspect >= 0 {
 			next = min(next, l.config.Suspect)
 		}
 	default:
-		next = l.config.Interval - now.Sub(l.lastPing)
+		next = l.interval() - now.Sub(l.lastPing)
 	}
 	l.schedule(next)
 	l.mu.Unlock()

@@ -27,6 +27,9 @@ type muxer interface {
 	// the others hold no more than limit.
 	Unread() int64
 	TrimUnread(limit int64, reason string)
+	// OnGrown has f called, which must not block, each time that unread bytes
+	// grew by a certain step.
+	OnGrown(f func())
 	// LastReceived is when the last byte came from the carrier.
 	LastReceived() time.Time
 	// Reset ends a stream that the other side has reset: see control.go.

@@ -92,6 +92,10 @@ func ByDestination(next Picker) Picker {
 		for i, f := range fits {
 			some[i] = candidates[f]
 		}
-		return fits[next(target, some)]
+		i := next(target, some)
+		if i < 0 || i >= len(fits) {
+			return -1 // and the dial fails
+		}
+		return fits[i]
 	}
 }

@@ -17,6 +17,7 @@ import (
 type registry struct {
 	mu       sync.Mutex
 	clusters map[string]*cluster
+	swept    time.Time
 }
 
 // cluster is the unit of isolation.
@@ -57,6 +58,7 @@ type remoteAgent struct {
 func (r *registry) use(name string) (c *cluster, done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.sweep(time.Now())
 	c = r.clusters[name]
 	if c == nil {
 		c = &cluster{
@@ -84,10 +86,15 @@ func (r *registry) use(name string) (c *cluster, done func()) {
 // how long its entry is kept.
 const remembered = time.Minute
 
-// sweep forgets clusters that nobody used for a while.
+// sweepEvery is how often sweep does something.
+const sweepEvery = 10 * time.Second
+
+// sweep forgets clusters that nobody used for a while; r.mu is held.
 func (r *registry) sweep(now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	if now.Sub(r.swept) < sweepEvery {
+		return
+	}
+	r.swept = now
 	for name, c := range r.clusters {
 		c.mu.Lock()
 		if c.users == 0 && len(c.sessions) == 0 && now.Sub(c.lastAgent) > remembered {
@@ -100,6 +107,7 @@ func (r *registry) sweep(now time.Time) {
 func (r *registry) all() []*cluster {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.sweep(time.Now())
 	all := make([]*cluster, 0, len(r.clusters))
 	for _, c := range r.clusters {
 		all = append(all, c)

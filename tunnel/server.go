@@ -62,6 +62,7 @@ type Server struct {
 	Logger *slog.Logger
 
 	registry registry
+	admitted admissions
 
 	mu       sync.Mutex
 	nonce    string
@@ -192,7 +193,8 @@ func (s *Server) sendPeers(a *remoteAgent) {
 
 // Shutdown closes the doors, tells the agents to connect elsewhere, refuses
 // new dials, and waits until the streams have ended, but no longer than ctx
-// and DrainTimeout allow: then it resets them. It returns when everything that
+// and DrainTimeout allow: then it resets them. A tunnel that a client keeps
+// open but idle is a stream like any other. It returns when everything that
 // the server started is gone: nil, or the context's error if streams were
 // reset. Serve returns ErrServerClosed at once.
 func (s *Server) Shutdown(ctx context.Context) error {

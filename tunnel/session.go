@@ -46,7 +46,6 @@ type sessionConfig struct {
 	hello      helloMessage
 	live       Liveness
 	maxStreams int
-	grown      func(*session) // unread bytes grew by growthStep
 	log        *slog.Logger
 }
 
@@ -65,7 +64,6 @@ func newSession(ctx context.Context, c net.Conn, config sessionConfig) (*session
 		maxStreams: config.maxStreams,
 		later:      s.later,
 		sendReset:  s.sendReset,
-		grown:      func() { s.later(func() { config.grown(s) }) },
 	})
 	if err != nil {
 		c.Close()
@@ -142,6 +140,7 @@ func (s *session) hello(ctx context.Context, exchange func() error) error {
 	}
 	if err == nil {
 		s.features = common(&s.local, &s.remote)
+		s.live.start()
 	}
 	return err
 }
@@ -197,6 +196,9 @@ func (s *session) sendReset(m resetMessage) {
 	}
 }
 
+// onGrown has f called, by the control writer, as unread bytes grow.
+func (s *session) onGrown(f func()) { s.mux.OnGrown(func() { s.later(f) }) }
+
 // later queues a task for the control writer, which may block on the carrier.
 func (s *session) later(task func()) {
 	select {
@@ -224,10 +226,10 @@ func (s *session) writeControl() {
 // the session's goroutines are gone then.
 func (s *session) run() error {
 	defer close(s.finished)
-	s.live.start()
 	err := s.readControl()
-	if cause := s.mux.Err(); cause != nil {
-		err = cause
+	var bye *byeError
+	if cause := s.mux.Err(); cause != nil && !errors.As(err, &bye) {
+		err = cause // it says more than the end of the control stream
 	}
 	s.close(err)
 	return err

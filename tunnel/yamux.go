@@ -50,13 +50,12 @@ type yamuxConfig struct {
 	maxStreams int                // at a time, plus the backlog
 	later      func(func())       // see yamuxMux
 	sendReset  func(resetMessage) // see yamuxMux
-	grown      func()             // unread bytes grew by growthStep
 }
 
 // newYamux makes a session of c.
 func newYamux(c net.Conn, o yamuxConfig) (*yamuxMux, error) {
 	m := &yamuxMux{
-		watch:     newFrameWatch(c, !o.opener, o.maxStreams+yamuxBacklog, o.grown),
+		watch:     newFrameWatch(c, !o.opener, o.maxStreams+yamuxBacklog),
 		later:     o.later,
 		sendReset: o.sendReset,
 		gate:      make(chan struct{}, 1),
@@ -217,6 +216,8 @@ func (m *yamuxMux) Carrier() net.Conn { return m.watch.Conn }
 
 func (m *yamuxMux) LastReceived() time.Time { return time.Unix(0, m.watch.received.Load()) }
 
+func (m *yamuxMux) OnGrown(f func()) { m.watch.grown.Store(&f) }
+
 func (m *yamuxMux) TrimUnread(limit int64, reason string) {
 	if m.Unread() <= limit {
 		return
@@ -232,7 +233,7 @@ func (m *yamuxMux) Reset(id uint32, msg resetMessage) {
 	switch {
 	case msg.Code == resetAck:
 		if s != nil {
-			s.finish()
+			s.peerAck()
 		}
 		return
 	case s != nil:

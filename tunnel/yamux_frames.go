@@ -43,7 +43,7 @@ type frameWatch struct {
 	mayOpen    bool // the peer may open streams
 	maxStreams int  // inboxes at a time; more end the session
 
-	grown func() // called as unread grows, once per growthStep
+	grown atomic.Pointer[func()] // called as unread grows, once per growthStep
 
 	violation atomic.Pointer[error] // why follow refused a frame
 
@@ -94,8 +94,8 @@ func (b *inbox) refused() bool {
 	return b.rst
 }
 
-func newFrameWatch(c net.Conn, mayOpen bool, maxStreams int, grown func()) *frameWatch {
-	w := &frameWatch{Conn: c, mayOpen: mayOpen, maxStreams: maxStreams, grown: grown, inboxes: make(map[uint32]*inbox)}
+func newFrameWatch(c net.Conn, mayOpen bool, maxStreams int) *frameWatch {
+	w := &frameWatch{Conn: c, mayOpen: mayOpen, maxStreams: maxStreams, inboxes: make(map[uint32]*inbox)}
 	w.received.Store(time.Now().UnixNano())
 	return w
 }
@@ -237,7 +237,9 @@ func (w *frameWatch) account(b *inbox, received, read int64) {
 	}
 	now := w.unread.Add(received - read)
 	if received > 0 && now/growthStep > (now-received)/growthStep {
-		w.grown()
+		if grown := w.grown.Load(); grown != nil {
+			(*grown)()
+		}
 	}
 }
 

@@ -23,6 +23,9 @@ import (
 // written is whole, and then tells that nobody reads any more. A Reset sends
 // RESET alone, and the FIN only when the peer has acknowledged it: a FIN that
 // overtook it would turn an abort into a clean end of the data.
+//
+// One thing remains that yamux does not give: while the carrier itself is
+// stalled, a Write does not heed its deadline, and ends with the session.
 type yamuxStream struct {
 	m  *yamuxMux
 	y  *yamux.Stream
@@ -31,11 +34,17 @@ type yamuxStream struct {
 	ended chan struct{} // closed when aborted or isClosed is set
 	stop  chan struct{} // closed when unwanted is set
 
+	// reading is held while yamux reads: two of its Reads at a time take two
+	// locks in opposite orders. A deadline or Close wakes who holds it.
+	reading sync.Mutex
+
 	mu            sync.Mutex
 	isClosed      bool  // locally, by Close or Reset
 	finSent       bool  // or is about to be
 	aborted       error // both directions
 	unwanted      error // the peer no longer reads
+	swallowed     bool  // and one write after that
+	resetting     bool  // RESET was sent, and its ack has not come
 	readDeadline  time.Time
 	writeDeadline time.Time
 }
@@ -56,6 +65,8 @@ func (s *yamuxStream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	n, err := s.y.Read(p)
 	if n > 0 {
 		s.m.watch.account(s.in, 0, int64(n))
@@ -71,6 +82,8 @@ func (s *yamuxStream) WaitRead() error {
 	if err := s.readable(); err != nil {
 		return err
 	}
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	_, err := s.y.Read(nil)
 	if err == nil || err == io.EOF {
 		return nil
@@ -92,7 +105,7 @@ func (s *yamuxStream) WaitReset() error {
 			return s.m.lost()
 		case <-stop:
 			if s.in.ended() {
-				return s.writable()
+				return s.gone()
 			}
 			stop = nil
 		}
@@ -135,8 +148,10 @@ func (s *yamuxStream) readError(err error) error {
 func (s *yamuxStream) Write(p []byte) (int, error) {
 	total := 0
 	for {
-		if err := s.writable(); err != nil {
+		if last, err := s.writable(); err != nil {
 			return total, err
+		} else if last {
+			return len(p), nil
 		}
 		n, err := s.y.Write(p[total:min(total+maxFrame, len(p))])
 		total += n
@@ -149,7 +164,33 @@ func (s *yamuxStream) Write(p []byte) (int, error) {
 	}
 }
 
-func (s *yamuxStream) writable() error {
+// writable is why a Write fails before it begins. Last is set for the one
+// write that a peer which reads no more still swallows, as with TCP, where the
+// reset comes only in answer to it: without it crypto/tls could not say goodbye
+// to a peer that has just done so.
+func (s *yamuxStream) writable() (last bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.isClosed:
+		return false, net.ErrClosed
+	case s.aborted != nil:
+		return false, s.aborted
+	case s.finSent:
+		return false, syscall.EPIPE
+	case !s.writeDeadline.IsZero() && !time.Now().Before(s.writeDeadline):
+		return false, os.ErrDeadlineExceeded
+	case s.unwanted != nil && s.swallowed:
+		return false, s.unwanted
+	case s.unwanted != nil:
+		s.swallowed = true
+		return true, nil
+	}
+	return false, nil
+}
+
+// gone is why nobody is there to write to, for WaitReset.
+func (s *yamuxStream) gone() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -157,14 +198,8 @@ func (s *yamuxStream) writable() error {
 		return net.ErrClosed
 	case s.aborted != nil:
 		return s.aborted
-	case s.unwanted != nil:
-		return s.unwanted
-	case s.finSent:
-		return syscall.EPIPE
-	case !s.writeDeadline.IsZero() && !time.Now().Before(s.writeDeadline):
-		return os.ErrDeadlineExceeded
 	}
-	return nil
+	return s.unwanted
 }
 
 func (s *yamuxStream) writeError(err error) error {
@@ -247,6 +282,7 @@ func (s *yamuxStream) ResetWith(reason string) error {
 	s.isClosed = true
 	s.end()
 	finSent, aborted := s.finSent, s.aborted != nil
+	s.resetting = !aborted && !finSent
 	s.mu.Unlock()
 	s.wake()
 	if aborted { // the peer did the same before
@@ -268,6 +304,17 @@ func (s *yamuxStream) end() {
 	case <-s.ended:
 	default:
 		close(s.ended)
+	}
+}
+
+// peerAck is told that the peer has carried out a Reset.
+func (s *yamuxStream) peerAck() {
+	s.mu.Lock()
+	waiting := s.resetting
+	s.resetting = false
+	s.mu.Unlock()
+	if waiting {
+		s.finish()
 	}
 }
 

@@ -31,7 +31,7 @@ func sessionsOver(t testing.TB, a, b net.Conn) (opener, accepter *session) {
 			hello: helloMessage{
 				MinVersion: minVersion, MaxVersion: maxVersion, Features: features(), ID: id, Nonce: newNonce(),
 			},
-			maxStreams: 1024, log: (&Server{}).logger(), grown: func(*session) {},
+			maxStreams: 1024, log: (&Server{}).logger(),
 		}
 	}
 	var wait sync.WaitGroup

@@ -1,0 +1,11 @@
+// Package e2e tests the example programs as processes: they are built, talk to
+// each other over loopback, are killed, and come back.
+//
+//	go test -v ./examples/internal/e2e        # logs how long recovery took
+//	RHIZOME_LONG=1 go test -v …               # with more lengths of an outage
+//	go test -short ./examples/internal/e2e    # skips it all
+//
+// # What it does not do
+//
+// It has no code that a program needs, and no network but loopback.
+package e2e

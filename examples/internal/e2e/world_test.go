@@ -1,0 +1,138 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/examples/internal/clitest"
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
+)
+
+func TestMain(m *testing.M) { tunneltest.VerifyNoLeaks(m) }
+
+const cluster = "shoot--dev--a"
+
+// world is a CA, the ports of a server, a slow target, and the binaries.
+type world struct {
+	*clitest.CA
+	t                      *testing.T
+	bin                    string
+	clients, agents, admin string
+	agentAdmin             string
+	target                 string
+	serverArgs, agentArgs  []string
+	client                 *connect.Dialer
+}
+
+// build compiles both programs, unless the tests shall be short.
+func build(t *testing.T) (bin string) {
+	if testing.Short() {
+		t.Skip("starts processes: run without -short")
+	}
+	if runtime.GOOS == "windows" {
+		t.Skip("needs SIGTERM: run on linux or darwin")
+	}
+	const examples = "github.com/rhizome-tunnel/rhizome/examples/"
+	return clitest.Build(t, examples+"seed/proxy-server", examples+"shoot/proxy-agent")
+}
+
+func newWorld(t *testing.T, bin string) *world {
+	w := &world{CA: clitest.NewCA(t), t: t, bin: bin, target: slowTarget(t)}
+	for _, addr := range []*string{&w.clients, &w.agents, &w.admin, &w.agentAdmin} {
+		*addr = freePort(t)
+	}
+	cert, key := w.Files("server", tunneltest.CertOptions{CommonName: "proxy-server", IPs: []string{"127.0.0.1"}})
+	w.serverArgs = []string{
+		"--tls-cert", cert, "--tls-key", key, "--listen", w.clients, "--client-ca", w.File,
+		"--agent-ca", w.File, "--admin-listen", w.admin, "--server-id", "server-1",
+	}
+	cert, key = w.Files("agent", tunneltest.CertOptions{CommonName: "proxy-agent", Cluster: cluster})
+	w.agentArgs = []string{
+		"--ca", w.File, "--cert", cert, "--key", key,
+		"--allow", w.target, "--agent-id", "agent-1", "--admin-listen", w.agentAdmin,
+	}
+	w.client = &connect.Dialer{Address: w.clients, Timeout: -1, TLS: &tls.Config{
+		RootCAs: w.Pool(), ServerName: "127.0.0.1",
+		Certificates: []tls.Certificate{w.Issue(tunneltest.CertOptions{CommonName: "kube-apiserver", Cluster: cluster, Client: true}).TLS},
+	}}
+	return w
+}
+
+// startServer and startAgent return when the program listens.
+func (w *world) startServer(more ...string) *clitest.Process {
+	w.t.Helper()
+	return w.start("proxy-server", append(more, w.serverArgs...))
+}
+
+func (w *world) startAgent(more ...string) *clitest.Process {
+	w.t.Helper()
+	return w.start("proxy-agent", append(more, w.agentArgs...))
+}
+
+func (w *world) start(program string, args []string) *clitest.Process {
+	w.t.Helper()
+	p := clitest.StartProcess(w.t, filepath.Join(w.bin, program), args...)
+	p.Addr("admin") // the last one that it opens
+	return p
+}
+
+// waitAgent waits until the server has the agent.
+func (w *world) waitAgent() {
+	w.t.Helper()
+	c := clitest.Client(w.t, &http.Transport{})
+	clitest.Eventually(w.t, func() error {
+		status, body, err := clitest.TryGet(w.t.Context(), c, "http://"+w.admin+"/readyz?cluster="+cluster)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+}
+
+// freePort is a port on loopback that is free now. It is below those that the
+// kernel gives to clients, so that none takes it while its server is down.
+func freePort(t *testing.T) string {
+	for range 1000 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+rand.N(20_000))))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// slowBody is what the target answers, one half at once and the other later.
+const slowBody = "the first half, the second half"
+
+// slowTarget starts an HTTP server whose answers take one to two seconds, so
+// that many requests are under way at any time. They do not keep it from
+// closing.
+func slowTarget(t *testing.T) string {
+	over := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(slowBody)))
+		_, _ = io.WriteString(w, slowBody[:15])
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-time.After(time.Second + rand.N(time.Second)):
+			_, _ = io.WriteString(w, slowBody[15:])
+		case <-over:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(func() { close(over); s.Close() })
+	return s.Listener.Addr().String()
+}
