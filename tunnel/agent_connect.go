@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // serverURL is one of Agent.Servers.
@@ -107,7 +108,7 @@ func (a *Agent) connect(ctx context.Context, u serverURL, address string, known 
 	if err != nil {
 		return nil, err
 	}
-	tuneTCP(c)
+	relay.KeepAlive(c)
 	if u.tls {
 		c = tls.Client(c, a.clientTLS(u))
 	}

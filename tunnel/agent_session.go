@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // agentSession is a session on the agent's side: it accepts streams and dials
@@ -166,7 +167,8 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		c, err := l.Accept()
 		if err == nil {
 			pause = 0
-			work.Go(func() { d.handle(ctx, c) })
+			known := d.strangers.enter(c)
+			work.Go(func() { d.handle(ctx, c, known) })
 			continue
 		}
 		var temporary interface{ Temporary() bool }
@@ -203,12 +205,11 @@ type agentDoor struct {
 	open map[string]*agentSession // by server id
 }
 
-func (d *agentDoor) handle(ctx context.Context, c net.Conn) {
+func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 	a := d.agent
-	known := d.strangers.enter(c)
 	defer known()
 	log := a.logger().With("remote", c.RemoteAddr().String())
-	tuneTCP(c)
+	relay.KeepAlive(c)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timeout, stop := withTimeout(ctx, orDefault(a.Connect, 20*time.Second), errSlow)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // targetDial is the dial of one stream's target.
@@ -56,7 +57,7 @@ func (d *targetDial) dial(ctx context.Context, _, address string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	tuneTCP(c)
+	relay.KeepAlive(c)
 	d.leave = d.session.targets.enter(&admission{
 		identity: Identity{Check: func() error { return allow(t) }},
 		log:      d.log.With("target", address),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // DialAgent keeps a session with an agent that listens, the old direction: the
@@ -79,7 +80,7 @@ func (s *Server) requestAgent(ctx context.Context, cluster string, dial func(ctx
 	if err != nil {
 		return nil, nil, err
 	}
-	tuneTCP(c)
+	relay.KeepAlive(c)
 	stop := context.AfterFunc(timeout, func() { c.Close() })
 	r := &connect.Request{Method: http.MethodGet, Target: sessionPath, Host: "agent", Header: make(http.Header)}
 	early, err = requestUpgrade(c, r, cluster, &s.Head)

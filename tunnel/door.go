@@ -63,7 +63,8 @@ func (d *door) serve(ctx context.Context) error {
 				c.Close()
 				continue // the listener is closed already
 			}
-			go d.handle(ctx, c)
+			// In the order of their arrival, which tells the oldest.
+			go d.handle(ctx, c, d.strangers.enter(c))
 			continue
 		}
 		var temporary interface{ Temporary() bool }
@@ -81,13 +82,12 @@ func (d *door) serve(ctx context.Context) error {
 }
 
 // handle serves one connection from its first byte to its end.
-func (d *door) handle(ctx context.Context, c net.Conn) {
+func (d *door) handle(ctx context.Context, c net.Conn, admitted func()) {
 	s := d.server
 	defer s.work.Done()
-	admitted := d.strangers.enter(c)
 	defer admitted()
 	stop := context.AfterFunc(ctx, func() { _ = relay.Reset(c) })
-	tuneTCP(c)
+	relay.KeepAlive(c)
 	p, err := d.meet(ctx, c)
 	stop()
 	log := s.logger().With("remote", c.RemoteAddr().String())

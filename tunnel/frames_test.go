@@ -58,7 +58,7 @@ func TestFrameAccounting(t *testing.T) {
 	if got := w.unread.Load(); got != 2 {
 		t.Errorf("unread %d", got)
 	}
-	if in.ended() || in.ended() {
+	if in.ended() {
 		t.Error("ended without FIN")
 	}
 	feed(yamuxFrame(yamuxData, yamuxFIN, 1, 10))
@@ -66,7 +66,7 @@ func TestFrameAccounting(t *testing.T) {
 		t.Error("a lost session ended with bytes unread, or not over")
 	}
 	w.account(in, 0, 10)
-	if !in.ended() || !in.ended() {
+	if !in.ended() {
 		t.Error("not ended")
 	}
 	w.closed(1, in)

@@ -212,7 +212,7 @@ func (m *yamuxMux) lost() error {
 
 func (m *yamuxMux) Streams() int      { return m.y.NumStreams() }
 func (m *yamuxMux) Unread() int64     { return m.watch.unread.Load() }
-func (m *yamuxMux) Carrier() net.Conn { return m.watch.Conn }
+func (m *yamuxMux) Carrier() net.Conn { return m.watch.carrier }
 
 func (m *yamuxMux) LastReceived() time.Time { return time.Unix(0, m.watch.received.Load()) }
 

@@ -39,7 +39,7 @@ var (
 // the last byte came, and that a peer misuses the session. It never changes a
 // byte.
 type frameWatch struct {
-	net.Conn
+	carrier    net.Conn
 	mayOpen    bool // the peer may open streams
 	maxStreams int  // inboxes at a time; more end the session
 
@@ -95,14 +95,14 @@ func (b *inbox) refused() bool {
 }
 
 func newFrameWatch(c net.Conn, mayOpen bool, maxStreams int) *frameWatch {
-	w := &frameWatch{Conn: c, mayOpen: mayOpen, maxStreams: maxStreams, inboxes: make(map[uint32]*inbox)}
+	w := &frameWatch{carrier: c, mayOpen: mayOpen, maxStreams: maxStreams, inboxes: make(map[uint32]*inbox)}
 	w.received.Store(time.Now().UnixNano())
 	return w
 }
 
 // Read is called by yamux's receive goroutine only.
 func (w *frameWatch) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
+	n, err := w.carrier.Read(p)
 	if n > 0 {
 		w.received.Store(time.Now().UnixNano())
 		if ferr := w.follow(p[:n]); ferr != nil {
@@ -112,6 +112,10 @@ func (w *frameWatch) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Write and Close pass on.
+func (w *frameWatch) Write(p []byte) (int, error) { return w.carrier.Write(p) }
+func (w *frameWatch) Close() error                { return w.carrier.Close() }
 
 // follow goes through the frames in p, which may begin and end anywhere.
 func (w *frameWatch) follow(p []byte) error {

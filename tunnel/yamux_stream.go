@@ -360,8 +360,8 @@ func (s *yamuxStream) peerReset(m resetMessage) {
 
 func (s *yamuxStream) wake() { _ = s.y.SetDeadline(past) }
 
-func (s *yamuxStream) LocalAddr() net.Addr  { return s.m.watch.LocalAddr() }
-func (s *yamuxStream) RemoteAddr() net.Addr { return s.m.watch.RemoteAddr() }
+func (s *yamuxStream) LocalAddr() net.Addr  { return s.m.watch.carrier.LocalAddr() }
+func (s *yamuxStream) RemoteAddr() net.Addr { return s.m.watch.carrier.RemoteAddr() }
 
 func (s *yamuxStream) SetDeadline(t time.Time) error {
 	return errors.Join(s.SetReadDeadline(t), s.SetWriteDeadline(t))

@@ -247,9 +247,12 @@ func (d *Dialer) forward() DialFunc {
 
 // directDial is what dials where no dial function is given.
 func directDial(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
-	return nd.DialContext(ctx, network, address)
+	c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	relay.KeepAlive(c)
+	return c, nil
 }
 
 // proxy names the proxy as a URL without credentials.

@@ -6,4 +6,7 @@ import (
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
-func TestMain(m *testing.M) { tunneltest.VerifyNoLeaks(m) }
+func TestMain(m *testing.M) {
+	cert() // in real time: made within a bubble it would be long expired outside
+	tunneltest.VerifyNoLeaks(m)
+}
