@@ -140,7 +140,7 @@ func TestEarlyReset(t *testing.T) {
 func TestExcess(t *testing.T) {
 	w, _ := newTestWatch(t, true, 10)
 	streams := make(map[uint32]*yamuxStream)
-	for id, n := range map[uint32]uint32{1: 100, 3: 400, 5: 300, 7: 0, 9: 200} {
+	for id, n := range map[uint32]uint32{1: 5000, 11: 100, 3: 400, 5: 300, 7: 0, 9: 200} {
 		_ = w.follow(yamuxFrame(yamuxData, yamuxSYN, id, n))
 		streams[id] = &yamuxStream{}
 		if id != 9 { // not accepted: cannot be reset
@@ -163,8 +163,8 @@ func TestExcess(t *testing.T) {
 	}
 	check(800)
 	check(799, 3)
-	check(400)     // 3 does not count again: 100 and 300 are left
-	check(0, 5, 1) // the largest first
+	check(400)      // 3 does not count again: 100 and 300 are left
+	check(0, 5, 11) // the largest first, and never the control stream
 	check(0)
 }
 

@@ -27,7 +27,8 @@ type session struct {
 	onDrain func(reason string) // DRAIN came
 	onPeers func(servers []string)
 
-	tasks    chan func() // for the control writer, in order
+	tasks    []func()      // for the control writer, in order; guarded by mu
+	wake     chan struct{} // there are tasks
 	writer   sync.WaitGroup
 	started  time.Time
 	finished chan struct{} // closed when run has returned
@@ -55,7 +56,7 @@ func newSession(ctx context.Context, c net.Conn, config sessionConfig) (*session
 	s := &session{
 		log:      config.log,
 		local:    config.hello,
-		tasks:    make(chan func(), maxTasks),
+		wake:     make(chan struct{}, 1),
 		started:  time.Now(),
 		finished: make(chan struct{}),
 	}
@@ -201,23 +202,39 @@ func (s *session) onGrown(f func()) { s.mux.OnGrown(func() { s.later(f) }) }
 
 // later queues a task for the control writer, which may block on the carrier.
 func (s *session) later(task func()) {
+	s.mu.Lock()
+	full := len(s.tasks) >= maxTasks
+	if !full {
+		s.tasks = append(s.tasks, task)
+	}
+	s.mu.Unlock()
+	if full {
+		go func() { _ = s.mux.Close(errStuck) }()
+		return
+	}
 	select {
-	case s.tasks <- task:
-	case <-s.mux.Done():
+	case s.wake <- struct{}{}:
 	default:
-		go func() { _ = s.mux.Close(errors.New("tunnel: peer does not take control messages")) }()
 	}
 }
+
+var errStuck = errors.New("tunnel: peer does not take control messages")
 
 // writeControl is the control writer. A task of a session that has ended does
 // not block.
 func (s *session) writeControl() {
 	for {
 		select {
-		case task := <-s.tasks:
-			task()
+		case <-s.wake:
 		case <-s.mux.Done():
 			return
+		}
+		s.mu.Lock()
+		tasks := s.tasks
+		s.tasks = nil
+		s.mu.Unlock()
+		for _, task := range tasks {
+			task()
 		}
 	}
 }

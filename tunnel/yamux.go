@@ -42,7 +42,7 @@ type yamuxMux struct {
 
 // yamuxBacklog is how many streams may wait to be accepted. The agent accepts
 // at once, so that only a frozen one has any.
-const yamuxBacklog = 4096
+const yamuxBacklog = 1024
 
 // yamuxConfig is what newYamux needs.
 type yamuxConfig struct {

@@ -22,6 +22,7 @@ const (
 	yamuxSYN     = 1
 	yamuxFIN     = 4
 	yamuxRST     = 8
+	controlID    = 1 // of the first stream
 	yamuxVersion = 0
 )
 
@@ -284,7 +285,10 @@ func (w *frameWatch) excess(limit int64) (doomed []*yamuxStream) {
 	var all []held
 	var sum int64
 	w.mu.Lock()
-	for _, b := range w.inboxes {
+	for id, b := range w.inboxes {
+		if id == controlID {
+			continue // a window of it is all it can hold
+		}
 		b.mu.Lock()
 		if n := b.received - b.read; n > 0 && b.stream != nil && !b.doomed {
 			all = append(all, held{b, n})
