@@ -173,6 +173,10 @@ func (m *yamuxMux) Close(cause error) error {
 		m.cause = cause
 	}
 	m.mu.Unlock()
+	// The carrier first, so that yamux's receiver finds the end by itself:
+	// between its Close and that, every reader of a stream would spin.
+	_ = m.watch.Close()
+	<-m.y.CloseChan()
 	return m.y.Close()
 }
 
