@@ -218,13 +218,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 		ctx, cancel = context.WithTimeout(ctx, d)
 		defer cancel()
 	}
-	a.mu.Lock()
-	a.init()
-	if !a.draining {
-		a.draining = true
-		close(a.drains)
-	}
-	a.mu.Unlock()
+	a.startDrain()
 	for _, s := range a.list() {
 		s.drain(drainShutdown)
 		s.endDrained(-1)
@@ -245,16 +239,21 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// Close resets every stream, ends every session and returns when everything
-// that the agent started is gone.
-func (a *Agent) Close() error {
+// startDrain lets nothing new in.
+func (a *Agent) startDrain() {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.init()
 	if !a.draining {
 		a.draining = true
 		close(a.drains)
 	}
-	a.mu.Unlock()
+}
+
+// Close resets every stream, ends every session and returns when everything
+// that the agent started is gone.
+func (a *Agent) Close() error {
+	a.startDrain()
 	a.cancel(ErrAgentClosed)
 	a.work.Wait()
 	return nil

@@ -162,30 +162,17 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		}
 	})
 	d := &agentDoor{agent: a, strangers: strangers{limit: maxServerConns}}
-	var pause time.Duration
-	for {
-		c, err := l.Accept()
-		if err == nil {
-			pause = 0
-			known := d.strangers.enter(c)
-			work.Go(func() { d.handle(ctx, c, known) })
-			continue
-		}
-		var temporary interface{ Temporary() bool }
-		switch {
-		case a.isDraining():
-			return ErrAgentClosed
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case errors.Is(err, net.ErrClosed) || !errors.As(err, &temporary) || !temporary.Temporary():
-			return err
-		}
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+	err = accept(ctx, l, a.logger(), func(c net.Conn) {
+		known := d.strangers.enter(c)
+		work.Go(func() { d.handle(ctx, c, known) })
+	})
+	switch {
+	case a.isDraining():
+		return ErrAgentClosed
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
+	return err
 }
 
 // maxServerConns is how many unauthenticated connections Serve holds, and

@@ -54,31 +54,14 @@ func (d *door) serve(ctx context.Context) error {
 	defer d.close()
 	stop := context.AfterFunc(ctx, d.close)
 	defer stop()
-	var pause time.Duration
-	for {
-		c, err := d.listener.Accept()
-		if err == nil {
-			pause = 0
-			if _, err := d.server.begin(); err != nil {
-				c.Close()
-				continue // the listener is closed already
-			}
-			// In the order of their arrival, which tells the oldest.
-			go d.handle(ctx, c, d.strangers.enter(c))
-			continue
+	return accept(ctx, d.listener, d.server.logger(), func(c net.Conn) {
+		if _, err := d.server.begin(); err != nil {
+			c.Close() // the listener is closed already
+			return
 		}
-		var temporary interface{ Temporary() bool }
-		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || !errors.As(err, &temporary) || !temporary.Temporary() {
-			return err
-		}
-		// Out of descriptors, as a rule: wait for some to be closed.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		d.server.logger().Error("accept failed", "listener", d.listener.Addr().String(), "error", err, "pause", pause)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
-	}
+		// In the order of their arrival, which tells the oldest.
+		go d.handle(ctx, c, d.strangers.enter(c))
+	})
 }
 
 // handle serves one connection from its first byte to its end.

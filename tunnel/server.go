@@ -76,7 +76,7 @@ type Server struct {
 	work     sync.WaitGroup // conns, sessions and doors
 }
 
-// state returns what the zero value lacks. s.mu is held.
+// init makes what the zero value lacks. s.mu is held.
 func (s *Server) init() {
 	if s.ctx != nil {
 		return
@@ -203,16 +203,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		ctx, cancel = context.WithTimeout(ctx, d)
 		defer cancel()
 	}
-	s.mu.Lock()
-	s.init()
-	if !s.draining {
-		s.draining = true
-		close(s.drains)
-	}
-	for d := range s.doors {
-		d.close()
-	}
-	s.mu.Unlock()
+	s.closeDoors()
 	for _, c := range s.registry.all() {
 		for _, a := range c.list() {
 			c.retire(a)
@@ -224,6 +215,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.cancel(ErrServerClosed)
 	s.work.Wait()
 	return err
+}
+
+// closeDoors lets nothing new in.
+func (s *Server) closeDoors() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.init()
+	if !s.draining {
+		s.draining = true
+		close(s.drains)
+	}
+	for d := range s.doors {
+		d.close()
+	}
 }
 
 // waitStreams returns when no dial and no stream is left.
@@ -264,16 +269,7 @@ func (s *Server) endSessions(clean bool) {
 // Close resets every stream, ends every session and returns when everything
 // that the server started is gone.
 func (s *Server) Close() error {
-	s.mu.Lock()
-	s.init()
-	if !s.draining {
-		s.draining = true
-		close(s.drains)
-	}
-	for d := range s.doors {
-		d.close()
-	}
-	s.mu.Unlock()
+	s.closeDoors()
 	s.cancel(ErrServerClosed)
 	s.work.Wait()
 	return nil
