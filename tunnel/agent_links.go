@@ -38,6 +38,7 @@ type links struct {
 	avoid     map[string]time.Time // server ids not to register with before then
 	turn      int                  // of the endpoints, for PEERS
 	probe     endpoint             // the timing of tries for PEERS
+	lacking   int                  // how many servers of PEERS were missing last
 }
 
 type endpointKey struct{ url, address string }
@@ -175,6 +176,9 @@ func (l *links) step(ctx, tries context.Context, now time.Time) time.Duration {
 	defer l.mu.Unlock()
 	wait := followEvery
 	uncovered := false
+	if len(l.agent.list()) >= maxSessions {
+		return time.Second
+	}
 	for _, e := range l.endpoints {
 		if l.links[e.nonce] != nil {
 			continue
@@ -189,7 +193,12 @@ func (l *links) step(ctx, tries context.Context, now time.Time) time.Duration {
 			l.work.Go(func() { l.try(ctx, tries, e, e) })
 		}
 	}
-	if uncovered || len(l.endpoints) == 0 || l.probe.busy || len(l.missing()) == 0 {
+	missing := len(l.missing())
+	if missing < l.lacking || missing == 0 {
+		l.probe.outage = outage{} // the tries for PEERS bring something
+	}
+	l.lacking = missing
+	if uncovered || len(l.endpoints) == 0 || l.probe.busy || missing == 0 {
 		return wait
 	}
 	if now.Before(l.probe.next) {
@@ -204,6 +213,9 @@ func (l *links) step(ctx, tries context.Context, now time.Time) time.Duration {
 	l.work.Go(func() { l.try(ctx, tries, e, &l.probe) })
 	return wait
 }
+
+// maxSessions bounds an agent's sessions, draining ones included.
+const maxSessions = 256
 
 // missing is the servers that PEERS names and that are not connected.
 // l.mu is held.
@@ -261,7 +273,11 @@ func (l *links) failed(e, timing *endpoint, nonce string, err error) {
 	if errors.Is(err, errKnown) && timing == e {
 		timing.outage = outage{} // somebody answered, and is connected
 	}
-	wait := timing.outage.failed(l.backoff, now)
+	backoff := l.backoff
+	if timing == &l.probe {
+		backoff = l.probeBackoff()
+	}
+	wait := timing.outage.failed(backoff, now)
 	var refused *connect.Error
 	var bye *byeError
 	switch {
@@ -281,6 +297,14 @@ func (l *links) failed(e, timing *endpoint, nonce string, err error) {
 		l.agent.logger().Warn("cannot connect", "server", e.key.url, "address", e.key.address, "error", err)
 	}
 	l.poke()
+}
+
+// probeBackoff is for the tries for PEERS: a server that is named and down
+// must not cost all the others a handshake of each agent every few seconds.
+func (l *links) probeBackoff() Backoff {
+	b := l.backoff
+	b.Max = max(b.Max, 2*time.Minute)
+	return b
 }
 
 // serve makes a session count, serves it, and plans what comes after it.
@@ -305,6 +329,9 @@ func (l *links) serve(ctx context.Context, e, timing *endpoint, s *agentSession)
 	l.links[nonce] = k
 	timing.busy = false
 	timing.lastLog = ""
+	if timing == &l.probe {
+		timing.next = time.Now().Add(timing.outage.failed(l.probeBackoff(), time.Now()))
+	}
 	l.mu.Unlock()
 	l.poke()
 	s.log.Info("connected", "address", e.key.address, "version", s.version)
@@ -321,14 +348,17 @@ func (l *links) uncover(k *link, reason string) {
 	defer l.mu.Unlock()
 	if l.links[k.remote.Nonce] == k {
 		delete(l.links, k.remote.Nonce)
-		// A server that drains tells all its agents at once.
-		soon := time.Now().Add(rand.N(5 * l.backoff.Min))
+		now := time.Now()
 		for _, e := range l.endpoints {
 			if e.nonce == k.remote.Nonce {
-				e.next = soon
+				// A server that drains tells all its agents at once, and one
+				// that drains again and again is like one that is down.
+				e.outage.ended(l.backoff, time.Since(k.started))
+				e.next = now.Add(max(rand.N(5*l.backoff.Min), e.outage.failed(l.backoff, now)))
 			}
 		}
 	}
+	l.endOldDrains(k.remote.ID)
 	if reason == drainReplaced {
 		// Two processes with one id: stay away for a while, at random, so
 		// that they do not take the place from each other for ever.
@@ -338,6 +368,28 @@ func (l *links) uncover(k *link, reason string) {
 	}
 	l.poke()
 }
+
+// maxDrains is how many sessions with one server may drain at a time.
+const maxDrains = 4
+
+// endOldDrains cuts off the oldest sessions with a server that drain, if there
+// are too many of them.
+func (l *links) endOldDrains(server string) {
+	var draining []*agentSession
+	for _, s := range l.agent.list() {
+		if _, d := s.isDraining(); d && s.remote.ID == server {
+			draining = append(draining, s)
+		}
+	}
+	slices.SortFunc(draining, func(a, b *agentSession) int { return a.started.Compare(b.started) })
+	for len(draining) > maxDrains {
+		s := draining[0]
+		draining = draining[1:]
+		go func() { _ = s.mux.Close(errManyDrains) }()
+	}
+}
+
+var errManyDrains = errors.New("tunnel: too many sessions with this server drain")
 
 // replacedWait is about how long a replaced agent stays away.
 const replacedWait = time.Minute

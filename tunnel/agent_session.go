@@ -37,7 +37,7 @@ func (a *Agent) newSession(ctx context.Context, c net.Conn, known func(*helloMes
 	if err != nil {
 		return nil, err
 	}
-	s.onGrown(func() { s.mux.TrimUnread(2*agentReceiveMemory, tooMuchUnread) })
+	s.mux.OnGrown(func() { s.boundHeld(agentReceiveMemory) })
 	if err := s.helloAgent(ctx, known); err != nil {
 		s.close(err)
 		return nil, err
@@ -161,7 +161,10 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		case <-drained:
 		}
 	})
-	d := &agentDoor{agent: a, strangers: strangers{limit: maxServerConns}}
+	d := &agentDoor{
+		agent: a, strangers: strangers{limit: maxServerConns},
+		refused: limitLog(a.logger(), &logLimit{perSecond: linesPerSecond}),
+	}
 	err = accept(ctx, l, a.logger(), func(c net.Conn) {
 		known := d.strangers.enter(c)
 		work.Go(func() { d.handle(ctx, c, known) })
@@ -186,7 +189,8 @@ const (
 type agentDoor struct {
 	agent     *Agent
 	strangers strangers
-	refusals  refusals
+	refused   *slog.Logger // for what strangers cause
+	admitted  admissions
 
 	mu   sync.Mutex
 	open map[string]*agentSession // by server id
@@ -201,9 +205,9 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 	defer cancel(nil)
 	timeout, stop := withTimeout(ctx, orDefault(a.Connect, 20*time.Second), errSlow)
 	defer stop()
-	s, err := d.meet(timeout, c)
+	s, p, err := d.meet(timeout, c)
 	if err != nil {
-		d.refusals.log(log, "server refused", "error", err)
+		d.refused.Warn("server refused", "remote", c.RemoteAddr().String(), "error", err)
 		var e *connect.Error
 		if errors.As(err, &e) {
 			_ = connect.WriteError(c, idOrHost(a.ID), err)
@@ -218,6 +222,14 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 		log.Warn("server refused", "server", s.remote.ID, "error", err)
 		return
 	}
+	defer d.admitted.enter(&admission{
+		identity: Identity{Check: func() error { return d.auth(p) }},
+		log:      log.With("server", s.remote.ID),
+		warn:     func() { s.drain(drainCredential) },
+		end: func() {
+			s.bye(byeMessage{Code: byeDenied, Reason: "the server's credential no longer holds"})
+		},
+	})()
 	log.Info("server connected", "server", s.remote.ID)
 	err = s.serve(ctx)
 	d.forget(s)
@@ -227,7 +239,20 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 var errSlow = errors.New("tunnel: no session in time")
 
 // meet authenticates a server and makes a session of its connection.
-func (d *agentDoor) meet(ctx context.Context, c net.Conn) (*agentSession, error) {
+func (d *agentDoor) meet(ctx context.Context, c net.Conn) (*agentSession, *Peer, error) {
+	p, err := d.request(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := switchProtocols(c); err != nil {
+		return nil, nil, err
+	}
+	s, err := d.agent.newSession(ctx, withEarly(c, p.Request.Early), func(*helloMessage) error { return nil })
+	return s, p, err
+}
+
+// request reads a server's request for a session and judges it.
+func (d *agentDoor) request(ctx context.Context, c net.Conn) (*Peer, error) {
 	a := d.agent
 	p := &Peer{RemoteAddr: c.RemoteAddr(), LocalAddr: c.LocalAddr()}
 	var err error
@@ -238,11 +263,7 @@ func (d *agentDoor) meet(ctx context.Context, c net.Conn) (*agentSession, error)
 	if p.Request, err = connect.ReadRequest(c, &a.Head); err != nil {
 		return nil, err
 	}
-	auth := a.AuthServer
-	if auth == nil {
-		auth = verifiedServer
-	}
-	if err := auth(p); err != nil {
+	if err := d.auth(p); err != nil {
 		return nil, err
 	}
 	if err := checkUpgrade(p.Request); err != nil {
@@ -254,18 +275,22 @@ func (d *agentDoor) meet(ctx context.Context, c net.Conn) (*agentSession, error)
 	if a.isDraining() {
 		return nil, &connect.Error{Reason: connect.ErrUnavailable, RetryAfter: retryAfter, Detail: "the agent is shutting down"}
 	}
-	if err := switchProtocols(c); err != nil {
-		return nil, err
-	}
-	return a.newSession(ctx, withEarly(c, p.Request.Early), func(*helloMessage) error { return nil })
+	return p, nil
 }
 
-// verifiedServer asks for a verified client certificate.
+func (d *agentDoor) auth(p *Peer) error {
+	if d.agent.AuthServer != nil {
+		return d.agent.AuthServer(p)
+	}
+	return verifiedServer(p)
+}
+
+// verifiedServer asks for a verified client certificate that has not expired.
 func verifiedServer(p *Peer) error {
 	if p.TLS == nil || len(p.TLS.VerifiedChains) == 0 {
 		return &connect.Error{Reason: connect.ErrDenied, Status: http.StatusUnauthorized, Err: errNoCert}
 	}
-	return nil
+	return unexpired(p.TLS)
 }
 
 // register makes a session the one of its server; an older one drains.
@@ -280,7 +305,11 @@ func (d *agentDoor) register(s *agentSession) error {
 		return fmt.Errorf("tunnel: %d servers are connected already", len(d.open))
 	}
 	if old != nil {
-		old.drain(drainRenewed)
+		reason := drainRenewed
+		if old.remote.Nonce != s.remote.Nonce {
+			reason = drainReplaced // two servers with one id
+		}
+		old.drain(reason)
 		old.endDrained(orDefault(d.agent.DrainTimeout, 25*time.Second))
 	}
 	d.open[s.remote.ID] = s

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -106,6 +107,7 @@ func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.
 	cl, done := s.registry.use(id.Cluster)
 	defer done()
 	a.cluster = cl
+	log = limitLog(log, &cl.agentLog)
 	timeout, cancel := withTimeout(ctx, s.headTimeout(), errNoHello)
 	defer cancel()
 	var err error
@@ -117,7 +119,7 @@ func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.
 		log.Warn("agent refused", "error", err)
 		return err
 	}
-	a.onGrown(func() { s.boundUnread(a) })
+	a.mux.OnGrown(func() { s.boundHeld(a) })
 	if err := a.helloServer(timeout); err != nil {
 		a.close(err)
 		var bye *byeError
@@ -176,9 +178,14 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 	log.Info("agent connected", "name", a.identity.Name, "version", a.version, "software", a.remote.Software)
 	s.sendPeers(a)
 	err = a.run()
+	if reason, _ := a.isDraining(); reason == drainReplaced {
+		err = fmt.Errorf("%w: %w", errReplaced, err)
+	}
 	log.Info("agent disconnected", "error", err, "lasted", time.Since(a.started).Round(time.Millisecond))
 	return err
 }
+
+var errReplaced = errors.New("tunnel: another process has taken this session's place")
 
 // endDrained ends the session of an agent that no longer takes dials as soon
 // as its last stream has ended, at the latest when the drain time is over.
@@ -186,17 +193,48 @@ func (s *Server) endDrained(a *remoteAgent) {
 	a.endDrained(orDefault(s.DrainTimeout, 25*time.Second))
 }
 
-// tooMuchUnread is what the reset of a stream by boundUnread says.
+// tooMuchUnread is what the reset of a stream by boundHeld says.
 const tooMuchUnread = "too much data of this session is unread, and most of it here"
 
-// boundUnread is called as unread data grows. A session or cluster that holds
-// twice what it should loses the streams that hold most.
-func (s *Server) boundUnread(a *remoteAgent) {
+var errHoards = errors.New("tunnel: peer sends on, although its streams were reset because too much is unread")
+
+// boundHeld is called as received data grows. A session that holds twice what
+// it should loses the streams that hold most. One that holds three times as
+// much, and still too much when a peer that heeds the resets has had its time,
+// is ended.
+func (s *session) boundHeld(limit int64) {
+	s.mux.Trim(2*limit, tooMuchUnread)
+	if s.mux.Held() > 3*limit && s.hoards.CompareAndSwap(false, true) {
+		time.AfterFunc(hoardGrace, func() {
+			s.hoards.Store(false)
+			if s.mux.Held() > 2*limit {
+				_ = s.mux.Close(errHoards)
+			}
+		})
+	}
+}
+
+// hoardGrace is how long resets have to bring a session below its bound.
+// Meanwhile it holds no more than all its streams' windows.
+const hoardGrace = 2 * time.Second
+
+// boundHeld does the same for the cluster of an agent, at the session that
+// holds most.
+func (s *Server) boundHeld(a *remoteAgent) {
 	limits := s.limits()
-	a.mux.TrimUnread(2*limits.ReceiveMemory, tooMuchUnread)
-	if sum, most := a.cluster.unread(); most != nil && sum > 2*limits.ClusterReceiveMemory {
-		excess := sum - 2*limits.ClusterReceiveMemory
-		most.mux.TrimUnread(max(most.mux.Unread()-excess, 0), tooMuchUnread)
+	a.session.boundHeld(limits.ReceiveMemory)
+	load := a.cluster.load()
+	if excess := load.held - 2*limits.ClusterReceiveMemory; load.most != nil && excess > 0 {
+		most := load.most
+		most.mux.Trim(max(most.mux.Held()-excess, 0), tooMuchUnread)
+		if load.held > 3*limits.ClusterReceiveMemory && most.hoards.CompareAndSwap(false, true) {
+			time.AfterFunc(hoardGrace, func() {
+				most.hoards.Store(false)
+				if a.cluster.load().held > 3*limits.ClusterReceiveMemory {
+					_ = most.mux.Close(errHoards)
+				}
+			})
+		}
 	}
 }
 

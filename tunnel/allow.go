@@ -169,7 +169,8 @@ func classOf(a netip.Addr) netip.Prefix {
 
 // unmap takes the IPv4 address out of an IPv6 one that only carries it:
 // mapped (RFC 4291 §2.5.5.2), compatible (§2.5.5.1), NAT64 (RFC 6052, with the
-// well-known prefix, and RFC 8215's 64:ff9b:1::/48 at its usual /96).
+// well-known prefix, and RFC 8215's 64:ff9b:1::/48 at its usual /96), SIIT's
+// translated form (RFC 2765 §2.1), 6to4 (RFC 3056).
 func unmap(a netip.Addr) netip.Addr {
 	a = a.Unmap().WithZone("")
 	if !a.Is6() {
@@ -191,6 +192,10 @@ func unmap(a netip.Addr) netip.Addr {
 		return last
 	case zero(b[:12]) && !zero(b[12:15]): // not :: and ::1
 		return last
+	case zero(b[:8]) && b[8] == 0xff && b[9] == 0xff && b[10] == 0 && b[11] == 0:
+		return last
+	case b[0] == 0x20 && b[1] == 0x02:
+		return netip.AddrFrom4([4]byte(b[2:6]))
 	}
 	return a
 }

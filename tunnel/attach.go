@@ -2,7 +2,9 @@ package tunnel
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"time"
@@ -15,12 +17,14 @@ import (
 // DialAgent keeps a session with an agent that listens, the old direction: the
 // seed dials out, and everything after the connection is as if the agent had.
 // Dial opens a connection to the agent, through TLS that has verified that
-// the agent is of the cluster: see certs.AgentTLS. DialAgent trusts it.
+// the agent is of the cluster: see certs.AgentTLS. DialAgent trusts it. Check,
+// if not nil, is asked every 10 s with the state of that TLS whether it would
+// still do, as Identity.Check; a nil one looks at the certificate's expiry.
 //
 // It reconnects with back-off until ctx ends, and then returns its cause, or
 // ErrServerClosed after Shutdown and Close. A cluster that cannot exist is an
 // error at once.
-func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error)) error {
+func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error), check func(tls.ConnectionState) error) error {
 	if err := certs.ValidCluster(cluster); err != nil {
 		return err
 	}
@@ -39,7 +43,7 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 	last := ""
 	for {
 		start := time.Now()
-		err := s.dialAgent(ctx, cluster, dial)
+		err := s.dialAgent(ctx, cluster, dial, check)
 		if s.isDraining() {
 			return ErrServerClosed
 		}
@@ -51,8 +55,12 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 			log.Warn("no session with the agent", "error", err)
 			last = text
 		}
+		wait := down.failed(backoff, time.Now())
+		if errors.Is(err, errReplaced) { // two servers with one id: do not fight
+			wait = replacedWait/2 + rand.N(replacedWait)
+		}
 		select {
-		case <-time.After(down.failed(backoff, time.Now())):
+		case <-time.After(wait):
 		case <-s.drainStarted():
 			return ErrServerClosed
 		case <-ctx.Done():
@@ -62,13 +70,22 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 }
 
 // dialAgent makes one session and serves it to its end.
-func (s *Server) dialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error)) error {
+func (s *Server) dialAgent(ctx context.Context, cluster string, dial func(ctx context.Context) (net.Conn, error), check func(tls.ConnectionState) error) error {
 	c, early, err := s.requestAgent(ctx, cluster, dial)
 	if err != nil {
 		return err
 	}
 	log := s.logger().With("remote", c.RemoteAddr().String(), "cluster", cluster)
 	id := Identity{Cluster: cluster, Name: "dialled", Check: func() error { return nil }}
+	if t, ok := c.(tlsConn); ok {
+		state := t.ConnectionState()
+		id.Check = func() error {
+			if check != nil {
+				return check(state)
+			}
+			return unexpired(&state)
+		}
+	}
 	return s.attach(ctx, withEarly(c, early), id, log, func() {})
 }
 

@@ -107,7 +107,8 @@ type Selector func(p *Peer) (cluster string, err error)
 
 // SelectSNI selects by TLS server name (kube-apiserver's tlsServerName, from
 // Kubernetes 1.36 on). With an empty suffix the whole name is the cluster,
-// otherwise it must be CLUSTER.suffix.
+// otherwise it must be CLUSTER.suffix. Server names are in lower case, and so
+// must be the names of clusters that are selected by them.
 func SelectSNI(suffix string) Selector {
 	suffix = strings.ToLower(strings.Trim(suffix, "."))
 	return func(p *Peer) (string, error) {
@@ -216,12 +217,7 @@ func namedByCert(state *tls.ConnectionState) (certificateIdentity, error) {
 	if err != nil {
 		return certificateIdentity{}, forbidden("%w", err)
 	}
-	check := func() error {
-		if time.Now().After(leaf.NotAfter) {
-			return certs.ErrExpired
-		}
-		return nil
-	}
+	check := func() error { return unexpired(state) }
 	if err := check(); err != nil { // a resumed TLS session can outlive it
 		return certificateIdentity{}, forbidden("%w", err)
 	}
@@ -229,6 +225,19 @@ func namedByCert(state *tls.ConnectionState) (certificateIdentity, error) {
 		Identity: Identity{Cluster: cluster, Name: leaf.Subject.String(), Check: check},
 		operator: cluster == certs.Operator,
 	}, nil
+}
+
+// unexpired refuses a peer's certificate whose time is over: a connection, or a
+// TLS session that was resumed, can outlive it.
+func unexpired(state *tls.ConnectionState) error {
+	chain := state.PeerCertificates
+	if len(state.VerifiedChains) > 0 {
+		chain = state.VerifiedChains[0]
+	}
+	if len(chain) > 0 && time.Now().After(chain[0].NotAfter) {
+		return forbidden("%w", certs.ErrExpired)
+	}
+	return nil
 }
 
 // tokenIdentity is who a bearer token belongs to.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // The control stream is the first stream of a session. Its messages are
@@ -103,6 +104,25 @@ type byeError struct{ byeMessage }
 
 func (e *byeError) Error() string {
 	return fmt.Sprintf("tunnel: peer ended the session: %s: %s", e.Code, e.Reason)
+}
+
+// decodeBye returns a *byeError, or what is wrong with the message.
+func decodeBye(body []byte) error {
+	bye := &byeError{}
+	if err := decodeMessage(typeBye, body, &bye.byeMessage); err != nil {
+		return err
+	}
+	bye.Code, bye.Reason = clip(bye.Code), clip(bye.Reason)
+	return bye
+}
+
+// clip cuts what a peer says for people to what fits a log line.
+func clip(s string) string {
+	const most = 256
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
 }
 
 // encodeMessage returns the message's bytes.

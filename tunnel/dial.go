@@ -105,8 +105,11 @@ func (d *dialRequest) start(ctx context.Context, release *func()) (net.Conn, err
 	}
 	done := *release
 	*release = func() { c.streams.Add(-1); done() }
-	if sum, _ := c.unread(); sum > limits.ClusterReceiveMemory {
+	switch l := c.load(); {
+	case l.held > limits.ClusterReceiveMemory:
 		return nil, d.refuse(connect.ErrLimit, retryAfter, errUnreadBytes)
+	case l.streams >= limits.Streams: // some are left and not finished yet
+		return nil, d.refuse(connect.ErrLimit, retryAfter, errStreams)
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		if timeout := orDefault(s.DialTimeout, 20*time.Second); timeout > 0 {
@@ -150,7 +153,7 @@ func (d *dialRequest) run(ctx context.Context, release func()) (net.Conn, error)
 				last = d.refuse(connect.ErrUnavailable, retryAfter, errAllTried)
 			}
 		}
-		if !reconnecting && time.Since(s.firstServe()) > startupGrace {
+		if !worthWaiting(tried) || !reconnecting && time.Since(s.firstServe()) > startupGrace {
 			return nil, last
 		}
 		select {
@@ -166,9 +169,24 @@ func (d *dialRequest) run(ctx context.Context, release func()) (net.Conn, error)
 		case <-s.drainStarted():
 			return nil, d.refuse(connect.ErrUnavailable, retryAfter, errDraining)
 		case <-ctx.Done():
-			return nil, d.ctxError(ctx, "", last)
+			if ctx.Err() == context.DeadlineExceeded {
+				return nil, last // it says more than that the time is over
+			}
+			return nil, d.ctxError(ctx, "", nil)
 		}
 	}
+}
+
+// worthWaiting reports whether one of the agents that were tried was lost or
+// is suspect, or none was there. If all are well and have refused, they would
+// refuse again.
+func worthWaiting(tried map[*remoteAgent]bool) bool {
+	for a := range tried {
+		if a.isOver() || a.live.isSuspect() {
+			return true
+		}
+	}
+	return len(tried) == 0
 }
 
 // startupGrace is how long after a server's start every cluster counts as
@@ -197,7 +215,7 @@ func (d *dialRequest) pick(agents []*remoteAgent) (*remoteAgent, error) {
 		switch {
 		case a.streams() >= limits.StreamsPerSession:
 			full = true
-		case a.mux.Unread() > limits.ReceiveMemory:
+		case a.mux.Held() > limits.ReceiveMemory:
 			unread = true
 		default:
 			room = append(room, a)
@@ -261,14 +279,18 @@ func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bo
 	}
 	res, err := d.askWithin(ctx, st)
 	if err != nil {
+		if parent.Err() == context.DeadlineExceeded {
+			a.mute.Store(time.Now().UnixNano())
+		}
 		_ = st.ResetWith("the dial was given up")
 		return nil, d.again(parent, err), d.attemptError(parent, ctx, a, err)
 	}
 	if res.Status/100 != 2 {
 		_ = st.Close()
 		e := res.Refusal("agent "+a.remote.ID, d.target)
-		// 503 is the agent's own word that it takes nothing now.
-		return nil, e.Reason == connect.ErrUnavailable, d.fail(a.remote.ID, e)
+		// 503 and 429 are the agent's own word that it takes nothing now.
+		again = e.Reason == connect.ErrUnavailable || e.Reason == connect.ErrLimit
+		return nil, again, d.fail(a.remote.ID, e)
 	}
 	return newConn(st, res.Early, d.target, d.cluster, release), false, nil
 }

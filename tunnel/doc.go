@@ -56,16 +56,17 @@
 //
 // # Goroutines
 //
-//	Server.Serve      one that accepts, one that rechecks credentials
+//	Server.Serve      one that accepts
 //	  per agent       one for the session, one that writes control messages, the multiplexer's two
 //	  per client      one for the connection; while relaying one more
 //	Server.DialAgent  one; the session's as above
 //	Agent.Run         one that connects, one that resolves names
-//	  per session     one for the session, one that accepts streams, one that rechecks targets,
-//	                  one that writes control messages, the multiplexer's two
+//	  per session     one for the session, one that accepts streams, one that writes
+//	                  control messages, the multiplexer's two
 //	  per stream      one; while relaying one more
+//	a dial            one or two until it is answered
 //
-// All of them are gone when Serve or Run and Shutdown or Close have returned.
+// Timers do the rest: liveness, credentials, idle memory. All of them are gone when Serve or Run and Shutdown or Close have returned.
 //
 // # What it does not do
 //

@@ -24,7 +24,7 @@ type door struct {
 	rules     Door
 	closing   sync.Once
 	strangers strangers
-	refusals  refusals
+	refused   *slog.Logger // for what strangers cause
 }
 
 func newDoor(s *Server, l net.Listener, rules Door) *door {
@@ -43,6 +43,7 @@ func newDoor(s *Server, l net.Listener, rules Door) *door {
 	return &door{
 		server: s, listener: l, rules: rules,
 		strangers: strangers{limit: s.limits().Handshakes},
+		refused:   limitLog(s.logger(), &logLimit{perSecond: linesPerSecond}),
 	}
 }
 
@@ -75,7 +76,7 @@ func (d *door) handle(ctx context.Context, c net.Conn, admitted func()) {
 	stop()
 	log := s.logger().With("remote", c.RemoteAddr().String())
 	if err != nil {
-		d.refuse(c, log, err)
+		d.refuse(c, err)
 		return
 	}
 	if isUpgrade(p.Request) {
@@ -84,7 +85,7 @@ func (d *door) handle(ctx context.Context, c net.Conn, admitted func()) {
 		err = d.serveClient(ctx, c, p, log, admitted)
 	}
 	if err != nil {
-		d.refuse(c, log, err)
+		d.refuse(c, err)
 	}
 }
 
@@ -131,7 +132,8 @@ func handshake(ctx context.Context, c net.Conn, timeout time.Duration) (*tls.Con
 }
 
 // refuse answers a connection that was not served, and closes it.
-func (d *door) refuse(c net.Conn, log *slog.Logger, err error) {
+func (d *door) refuse(c net.Conn, err error) {
+	log := d.refused.With("remote", c.RemoteAddr().String())
 	var e *connect.Error
 	switch {
 	case err == io.EOF: // a health check of a load balancer
@@ -139,10 +141,10 @@ func (d *door) refuse(c net.Conn, log *slog.Logger, err error) {
 		_ = c.Close()
 		return
 	case errors.As(err, &e):
-		d.refusals.log(log, "request refused", "status", statusOf(e), "error", err)
+		log.Warn("request refused", "status", statusOf(e), "error", err)
 		_ = connect.WriteError(c, d.server.id(), err)
 	default:
-		d.refusals.log(log, "connection refused", "error", err)
+		log.Warn("connection refused", "error", err)
 	}
 	_ = c.Close()
 }
@@ -190,13 +192,17 @@ func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Ha
 		done()
 		return nil, nil, &connect.Error{Reason: connect.ErrLimit, RetryAfter: retryAfter, Detail: "the cluster has as many client connections as it may"}
 	}
-	log = log.With("cluster", id.Cluster, "identity", id.Name)
+	log = limitLog(log.With("cluster", id.Cluster, "identity", id.Name), &cl.clientLog)
 	out := s.admitted.enter(&admission{identity: id, log: log, end: end})
-	traceparent := p.Request.Header.Get(headerTraceparent)
 	h := &connect.Handler{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			traceparent := ""
+			if r := connect.RequestFrom(ctx); r != nil {
+				traceparent = r.Header.Get(headerTraceparent)
+			}
 			return s.dial(ctx, id.Cluster, network, address, traceparent)
 		},
+		Allow:       d.sameCluster(p, id),
 		Name:        s.id(),
 		DialTimeout: s.DialTimeout,
 		IdleTimeout: s.IdleTimeout,
@@ -205,6 +211,26 @@ func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Ha
 		Logger:      log,
 	}
 	return h, func() { out(); cl.clients.Add(-1); done() }, nil
+}
+
+// sameCluster refuses a later request on a client's connection that selects
+// another cluster than the first, or that its credential does not allow: a
+// connection is of one cluster, and whoever pools connections for several has
+// to keep them apart.
+func (d *door) sameCluster(p *Peer, id Identity) func(context.Context, *connect.Request, string) error {
+	return func(_ context.Context, r *connect.Request, _ string) error {
+		if r == p.Request {
+			return nil
+		}
+		later := *p
+		later.Request = r
+		now, err := authenticate(d.rules.Clients, &later)
+		if err == nil && now.Cluster != id.Cluster {
+			err = &connect.Error{Reason: connect.ErrDenied, Status: http.StatusMisdirectedRequest,
+				Detail: "this connection is of another cluster than the request: open a new one"}
+		}
+		return err
+	}
 }
 
 // authenticate runs an AuthFunc and holds it to its contract.

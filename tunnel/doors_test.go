@@ -307,7 +307,7 @@ func TestDialAgent(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		dialled := make(chan error, 3)
-		go func() { dialled <- w.server.DialAgent(ctx, "a", dial(w.clientTLS("seed"))) }()
+		go func() { dialled <- w.server.DialAgent(ctx, "a", dial(w.clientTLS("seed")), nil) }()
 		w.ready("a", 1)
 		for range 3 {
 			c, err := w.client("a").DialContext(t.Context(), "tcp", "10.0.0.7:10250")
@@ -322,8 +322,8 @@ func TestDialAgent(t *testing.T) {
 		// A server without a certificate, and one that wants another cluster.
 		bare := w.clientTLS("x")
 		bare.Certificates = nil
-		go func() { dialled <- w.server.DialAgent(ctx, "c", dial(bare)) }()
-		go func() { dialled <- w.server.DialAgent(ctx, "b", dial(w.clientTLS("seed"))) }()
+		go func() { dialled <- w.server.DialAgent(ctx, "c", dial(bare), nil) }()
+		go func() { dialled <- w.server.DialAgent(ctx, "b", dial(w.clientTLS("seed")), nil) }()
 		time.Sleep(time.Minute)
 		for _, cluster := range []string{"b", "c"} {
 			if n := w.agents(w.server, cluster); n != 0 {

@@ -301,7 +301,7 @@ func ExampleServer_DialAgent() {
 	defer server.Close()
 	go server.DialAgent(context.Background(), "shoot-a", func(ctx context.Context) (net.Conn, error) {
 		return network.Dial(ctx, "tcp", "shoot:4314") // through TLS that has verified the agent
-	})
+	}, nil)
 	await(server, "shoot-a")
 	conn, err := server.Dialer("shoot-a")(context.Background(), "tcp", "10.0.0.7:10250")
 	if err != nil {

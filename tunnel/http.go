@@ -28,7 +28,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.work.Done()
-	d := newDoor(s, nil, Door{})
+	d := s.mountedDoor()
 	p := &Peer{RemoteAddr: addrOf(r.RemoteAddr), TLS: r.TLS, Request: &connect.Request{
 		Method: r.Method, Target: r.RequestURI, Proto: r.Proto, Host: r.Host, Header: r.Header,
 	}}
@@ -37,6 +37,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !isUpgrade(p.Request) {
 		h, leave, err := d.admitClient(p, log, func() {})
 		if err != nil {
+			d.refused.Warn("request refused", "remote", r.RemoteAddr, "error", err)
 			res := connect.Classify(err).Response(s.id())
 			maps.Copy(w.Header(), res.Header)
 			w.WriteHeader(res.Status)
@@ -59,8 +60,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = c.SetDeadline(time.Time{})
 	p.Request.Early = unread(buffered.Reader)
 	if err := d.serveAgent(ctx, c, p, log, func() {}); err != nil {
-		d.refuse(c, log, err)
+		d.refuse(c, err)
 	}
+}
+
+// mountedDoor is the one door of ServeHTTP.
+func (s *Server) mountedDoor() *door {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mounted == nil {
+		s.mounted = newDoor(s, nil, Door{})
+	}
+	return s.mounted
 }
 
 // unread is what a hijacked connection's reader holds.

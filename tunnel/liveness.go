@@ -12,8 +12,7 @@ import (
 //	        ▼                                 │
 //	alive ──PING, silence for Suspect──► suspect ──silence for Dead──► dead
 //
-// A PING goes out every Interval, and at once when a dial finds that nothing
-// was heard for Suspect. Whatever comes from the peer counts as an answer, so
+// A PING goes out every Interval, and with each dial. Whatever comes from the peer counts as an answer, so
 // that a PING which waits behind bulk data raises no alarm.
 type Liveness struct {
 	// Interval is the time between two PINGs, by default 5 s.
@@ -52,9 +51,10 @@ type liveness struct {
 	stopped  bool
 	seq      uint64
 	lastPing time.Time
-	oldest   time.Time // of the unanswered PINGs; zero: none
-	awaited  uint64    // its number
-	suspect  time.Time // since when; zero: not suspected
+	recent   [16]pingMessage // that may be answered
+	oldest   time.Time       // of the unanswered PINGs; zero: none
+	awaited  uint64          // its number
+	suspect  time.Time       // since when; zero: not suspected
 	moves    map[*func()]struct{}
 
 	rtt, jitter time.Duration
@@ -89,11 +89,14 @@ func (l *liveness) interval() time.Duration {
 
 const never = 100 * 365 * 24 * time.Hour
 
-// nudge is told of a dial: a peer that was silent for a while is PINGed now.
+// nudgeEvery is how often dials have the peer PINGed.
+const nudgeEvery = 100 * time.Millisecond
+
+// nudge is told of a dial: the peer is PINGed now, so that it is suspected in
+// time if it has just died.
 func (l *liveness) nudge() {
 	l.mu.Lock()
-	quiet := time.Since(l.heard()) >= l.config.Suspect
-	if l.stopped || !quiet || !l.oldest.IsZero() || l.config.Suspect < 0 {
+	if l.stopped || time.Since(l.lastPing) < nudgeEvery || !l.oldest.IsZero() || l.config.Suspect < 0 {
 		l.mu.Unlock()
 		return
 	}
@@ -111,7 +114,9 @@ func (l *liveness) nextPing(now time.Time) pingMessage {
 	if l.oldest.IsZero() {
 		l.oldest, l.awaited = now, l.seq
 	}
-	return pingMessage{Seq: l.seq, Sent: now.UnixNano()}
+	m := pingMessage{Seq: l.seq, Sent: now.UnixNano()}
+	l.recent[l.seq%uint64(len(l.recent))] = m
+	return m
 }
 
 func (l *liveness) schedule(d time.Duration) {
@@ -124,17 +129,15 @@ func (l *liveness) schedule(d time.Duration) {
 func (l *liveness) pong(m pingMessage) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if m.Seq == 0 || m.Seq > l.seq {
-		return
+	if m.Seq == 0 || l.recent[m.Seq%uint64(len(l.recent))] != m {
+		return // not an answer to a PING that it has read
 	}
+	l.recent[m.Seq%uint64(len(l.recent))] = pingMessage{}
 	l.got++
 	if m.Seq >= l.awaited {
 		l.oldest = time.Time{}
 	}
 	rtt := time.Since(time.Unix(0, m.Sent))
-	if rtt < 0 || rtt > time.Hour {
-		return // not our clock
-	}
 	if l.rtt == 0 {
 		l.rtt, l.jitter = rtt, rtt/2
 		return

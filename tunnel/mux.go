@@ -23,12 +23,17 @@ type muxer interface {
 	// Streams is the number of streams that hold memory here.
 	Streams() int
 	// Unread is the number of bytes received and not yet read, of all
-	// streams. TrimUnread resets those streams that hold most of them until
-	// the others hold no more than limit.
+	// streams, and Held what the buffers for them may take. Trim resets those
+	// streams that hold most until the others hold no more than limit.
 	Unread() int64
-	TrimUnread(limit int64, reason string)
-	// OnGrown has f called, which must not block, each time that unread bytes
-	// grew by a certain step.
+	Held() int64
+	Trim(limit int64, reason string)
+	// Sweep is to be called now and then: it lets go of idle buffers. It
+	// reports whether the peer leaves streams unfinished that were closed or
+	// reset here.
+	Sweep(now time.Time) (unfinished bool)
+	// OnGrown has f called, which must not block, each time that Held grew by
+	// a certain step.
 	OnGrown(f func())
 	// LastReceived is when the last byte came from the carrier.
 	LastReceived() time.Time

@@ -38,7 +38,9 @@ func LeastStreams(_ string, candidates []Candidate) int {
 	best := 0
 	for i, c := range candidates {
 		b := candidates[best]
-		if c.Streams < b.Streams || c.Streams == b.Streams && c.RTT < b.RTT {
+		// An unknown round trip, which is zero, is no short one.
+		shorter := c.RTT > 0 && (b.RTT == 0 || c.RTT < b.RTT)
+		if c.Streams < b.Streams || c.Streams == b.Streams && shorter {
 			best = i
 		}
 	}

@@ -21,9 +21,10 @@ type Limits struct {
 	// DialsPerSecond is how many dials a cluster may begin, by default 2000,
 	// with bursts of as many.
 	DialsPerSecond float64
-	// ReceiveMemory is how many bytes may wait unread in one session before
-	// new dials of its cluster through it are refused, by default 64 MiB.
-	// At twice as much, the stream that holds most is reset.
+	// ReceiveMemory is how many bytes the buffers for unread data of one
+	// session may take before new dials through it are refused, by default
+	// 64 MiB. At twice as much the streams that hold most are reset, and at
+	// three times the session is ended.
 	ReceiveMemory int64
 	// ClusterReceiveMemory is the same for all sessions of a cluster
 	// together, by default 256 MiB.

@@ -35,6 +35,8 @@ type cluster struct {
 	clients  atomic.Int64
 	dials    rate
 	counters counters
+
+	clientLog, agentLog logLimit
 }
 
 // counters are what happened in a cluster since its first use.
@@ -49,6 +51,7 @@ type remoteAgent struct {
 	cluster  *cluster
 	identity Identity
 	addr     net.Addr
+	mute     atomic.Int64 // UnixNano of the last dial that it left unanswered
 	served   []served
 	dialled  atomic.Int64
 }
@@ -66,6 +69,9 @@ func (r *registry) use(name string) (c *cluster, done func()) {
 			agents:   make(map[string]*remoteAgent),
 			sessions: make(map[*remoteAgent]struct{}),
 			changed:  make(chan struct{}),
+
+			clientLog: logLimit{perSecond: linesPerSecond},
+			agentLog:  logLimit{perSecond: linesPerSecond},
 		}
 		if r.clusters == nil {
 			r.clusters = make(map[string]*cluster)
@@ -185,7 +191,7 @@ func (c *cluster) choose(tried map[*remoteAgent]bool) (agents []*remoteAgent, ch
 	for _, a := range c.agents {
 		switch {
 		case tried[a]:
-		case a.live.isSuspect():
+		case a.live.isSuspect() || a.isMute():
 			suspects = append(suspects, a)
 		default:
 			agents = append(agents, a)
@@ -197,6 +203,14 @@ func (c *cluster) choose(tried map[*remoteAgent]bool) (agents []*remoteAgent, ch
 	slices.SortFunc(agents, func(a, b *remoteAgent) int { return strings.Compare(a.remote.ID, b.remote.ID) })
 	reconnecting = len(c.sessions) > 0 || !c.lastAgent.IsZero() && time.Since(c.lastAgent) < remembered
 	return agents, c.changed, reconnecting
+}
+
+// muteFor is how long an agent that left a dial unanswered is picked last.
+const muteFor = 30 * time.Second
+
+func (a *remoteAgent) isMute() bool {
+	at := a.mute.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < muteFor
 }
 
 // list is the sessions of the cluster, draining ones included.
@@ -223,16 +237,23 @@ func (c *cluster) hasAgent() bool {
 	return len(c.agents) > 0
 }
 
-// unread is the received and unread bytes of the cluster, and the session
-// that holds most of them.
-func (c *cluster) unread() (sum int64, most *remoteAgent) {
+// load is what the sessions of a cluster carry.
+type load struct {
+	streams      int
+	unread, held int64
+	most         *remoteAgent // holds most
+}
+
+func (c *cluster) load() (l load) {
 	var largest int64
 	for _, a := range c.list() {
-		n := a.mux.Unread()
-		sum += n
-		if n > largest {
-			largest, most = n, a
+		l.streams += a.streams()
+		l.unread += a.mux.Unread()
+		held := a.mux.Held()
+		l.held += held
+		if held > largest {
+			largest, l.most = held, a
 		}
 	}
-	return sum, most
+	return l
 }

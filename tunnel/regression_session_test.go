@@ -73,8 +73,10 @@ func TestWriteOnStalledCarrierEndsWithSession(t *testing.T) {
 		opener, accepter := sessionsOver(t, a, b)
 		s1, s2 := streamPair(t, opener, accepter)
 		s3, s4 := streamPair(t, opener, accepter)
+		s5, s6 := streamPair(t, opener, accepter)
 		a.(*tunneltest.Conn).Freeze()
-		go func() { _, _ = s3.Write(make([]byte, 2*streamWindow)) }() // fills the carrier
+		go func() { _, _ = s3.Write(make([]byte, 2*streamWindow)) }() // these fill the carrier
+		go func() { _, _ = s5.Write(make([]byte, 2*streamWindow)) }()
 		time.Sleep(time.Millisecond)
 		start := time.Now()
 		_ = s1.SetWriteDeadline(start.Add(time.Second))
@@ -84,7 +86,7 @@ func TestWriteOnStalledCarrierEndsWithSession(t *testing.T) {
 		if d := time.Since(start); d > 9*time.Second {
 			t.Errorf("it took %v", d)
 		}
-		for _, s := range []stream{s1, s2, s3, s4} {
+		for _, s := range []stream{s1, s2, s3, s4, s5, s6} {
 			s.Close()
 		}
 	})

@@ -172,7 +172,7 @@ func TestClustersAreNeverForgotten(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- s.DialAgent(ctx, "a", func(context.Context) (net.Conn, error) { return nil, io.EOF })
+			done <- s.DialAgent(ctx, "a", func(context.Context) (net.Conn, error) { return nil, io.EOF }, nil)
 		}()
 		time.Sleep(startupGrace + time.Second)
 		for i := range 100 {

@@ -72,6 +72,7 @@ type Server struct {
 	ctx      context.Context // of all that is being served
 	cancel   context.CancelCauseFunc
 	doors    map[*door]struct{}
+	mounted  *door // of ServeHTTP
 	peers    []string
 	work     sync.WaitGroup // conns, sessions and doors
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,8 @@ type session struct {
 	version       int
 	features      map[string]bool
 	live          liveness
+	sweeper       *time.Timer
+	hoards        atomic.Bool // it holds too much, which boundHeld looks at again
 
 	onDrain func(reason string) // DRAIN came
 	onPeers func(servers []string)
@@ -142,9 +145,28 @@ func (s *session) hello(ctx context.Context, exchange func() error) error {
 	if err == nil {
 		s.features = common(&s.local, &s.remote)
 		s.live.start()
+		s.sweeper = time.AfterFunc(sweepEvery, s.sweep)
 	}
 	return err
 }
+
+// sweep lets go of idle memory, again and again, and ends the session of a
+// peer that holds on to streams which this side has left.
+func (s *session) sweep() {
+	unfinished := s.mux.Sweep(time.Now())
+	switch {
+	case unfinished && s.features[featureReset]:
+		_ = s.mux.Close(errUnfinished)
+	default:
+		select {
+		case <-s.mux.Done():
+		default:
+			s.sweeper.Reset(sweepEvery)
+		}
+	}
+}
+
+var errUnfinished = errors.New("tunnel: peer does not finish streams that were reset or closed")
 
 func (s *session) readHello() error {
 	t, body, err := readMessage(s.control)
@@ -154,11 +176,7 @@ func (s *session) readHello() error {
 	switch t {
 	case typeHello:
 	case typeBye:
-		bye := &byeError{}
-		if err := decodeMessage(t, body, &bye.byeMessage); err != nil {
-			return err
-		}
-		return bye
+		return decodeBye(body)
 	default:
 		return fmt.Errorf("tunnel: control message %d instead of HELLO", t)
 	}
@@ -196,9 +214,6 @@ func (s *session) sendReset(m resetMessage) {
 		s.mux.Reset(m.Stream, resetMessage{Stream: m.Stream, Code: resetAck})
 	}
 }
-
-// onGrown has f called, by the control writer, as unread bytes grow.
-func (s *session) onGrown(f func()) { s.mux.OnGrown(func() { s.later(f) }) }
 
 // later queues a task for the control writer, which may block on the carrier.
 func (s *session) later(task func()) {
@@ -284,12 +299,14 @@ func (s *session) handle(t messageType, body []byte) error {
 		if err := decodeMessage(t, body, &m); err != nil {
 			return err
 		}
+		m.Reason = clip(m.Reason)
 		s.mux.Reset(m.Stream, m)
 	case typeDrain:
 		var m drainMessage
 		if err := decodeMessage(t, body, &m); err != nil {
 			return err
 		}
+		m.Reason = clip(m.Reason)
 		if s.setDraining(m.Reason) && s.onDrain != nil {
 			s.onDrain(m.Reason)
 		}
@@ -302,11 +319,7 @@ func (s *session) handle(t messageType, body []byte) error {
 			s.onPeers(m.Servers)
 		}
 	case typeBye:
-		bye := &byeError{}
-		if err := decodeMessage(t, body, &bye.byeMessage); err != nil {
-			return err
-		}
-		return bye
+		return decodeBye(body)
 	case typeHello:
 		return errors.New("tunnel: a second HELLO")
 	}
@@ -342,6 +355,9 @@ func (s *session) streams() int { return max(s.mux.Streams()-1, 0) }
 // close ends the session for the given reason and waits for its goroutines.
 func (s *session) close(cause error) {
 	s.live.stop()
+	if s.sweeper != nil {
+		s.sweeper.Stop()
+	}
 	_ = s.mux.Close(cause)
 	s.writer.Wait()
 }

@@ -13,7 +13,7 @@ type ClusterStatus struct {
 	Streams int64 `json:"streams"`
 	// Dials and Failed count since the cluster was first seen, Failed among
 	// Dials. FromAgents and ToAgents are bytes of streams. A cluster that
-	// nobody used for a minute is forgotten, with its counts.
+	// nobody uses any more is forgotten, with its counts.
 	Dials      int64 `json:"dials"`
 	Failed     int64 `json:"failed"`
 	FromAgents int64 `json:"bytesFromAgents"`
@@ -67,13 +67,13 @@ func (s *Server) HasAgent(cluster string) bool {
 }
 
 func (c *cluster) status() ClusterStatus {
-	unread, _ := c.unread()
+	l := c.load()
 	st := ClusterStatus{
 		Cluster: c.name, Agents: []AgentStatus{},
 		Clients: c.clients.Load(), Streams: c.streams.Load(),
 		Dials: c.counters.dials.Load(), Failed: c.counters.failed.Load(),
 		FromAgents: c.counters.fromAgents.Load(), ToAgents: c.counters.toAgents.Load(),
-		Unread: unread,
+		Unread: l.unread,
 	}
 	for _, a := range c.list() {
 		st.Agents = append(st.Agents, a.status())

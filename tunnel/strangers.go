@@ -2,31 +2,43 @@ package tunnel
 
 import (
 	"container/list"
-	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // strangers are the connections of a door that have not shown yet who they
-// are. When there are too many the oldest is reset: an honest peer needs some
-// milliseconds to show it, so that a flood of slow connections shuts nobody
-// out, which it would if the newest were refused.
+// are. When there are too many, the oldest one of the network that has most of
+// them is reset: an honest peer needs some milliseconds to show it, so that a
+// flood shuts nobody out, which it would if the newest were refused, and hits
+// itself first.
 type strangers struct {
 	limit int
 
-	mu  sync.Mutex
-	all list.List // of net.Conn, the oldest first
+	mu   sync.Mutex
+	all  int
+	from map[netip.Prefix]*list.List // of net.Conn, the oldest first
 }
 
 // enter counts a connection until the returned function is called.
 func (s *strangers) enter(c net.Conn) (known func()) {
+	from := networkOf(c.RemoteAddr())
 	s.mu.Lock()
-	me := s.all.PushBack(c)
+	if s.from == nil {
+		s.from = make(map[netip.Prefix]*list.List)
+	}
+	l := s.from[from]
+	if l == nil {
+		l = list.New()
+		s.from[from] = l
+	}
+	me := l.PushBack(c)
+	s.all++
 	var oldest net.Conn
-	if s.all.Len() > s.limit {
-		oldest = s.all.Remove(s.all.Front()).(net.Conn)
+	if s.all > s.limit {
+		oldest = s.evict()
 	}
 	s.mu.Unlock()
 	if oldest != nil {
@@ -35,31 +47,38 @@ func (s *strangers) enter(c net.Conn) (known func()) {
 	return sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.all.Remove(me) // does nothing if it was reset
+		before := l.Len()
+		l.Remove(me) // does nothing if it was evicted
+		s.all -= before - l.Len()
+		if l.Len() == 0 && s.from[from] == l {
+			delete(s.from, from)
+		}
 	})
 }
 
-// refusals logs refused strangers, but not so many that they fill the disk.
-type refusals struct {
-	rate rate
-
-	mu      sync.Mutex
-	skipped int
+// evict takes out the oldest connection of the largest network; s.mu is held.
+func (s *strangers) evict() net.Conn {
+	var most *list.List
+	for _, l := range s.from {
+		if most == nil || l.Len() > most.Len() {
+			most = l
+		}
+	}
+	s.all--
+	return most.Remove(most.Front()).(net.Conn)
 }
 
-// refusalsPerSecond is how many refusals of a door are logged.
-const refusalsPerSecond = 20
-
-func (r *refusals) log(log *slog.Logger, msg string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.rate.take(refusalsPerSecond) {
-		r.skipped++
-		return
+// networkOf is the /24 or /64 that an address is in, or none.
+func networkOf(a net.Addr) netip.Prefix {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
 	}
-	if r.skipped > 0 {
-		args = append(args, "skipped", r.skipped)
-		r.skipped = 0
+	ip := t.AddrPort().Addr().Unmap().WithZone("")
+	bits := 64
+	if ip.Is4() {
+		bits = 24
 	}
-	log.Warn(msg, args...)
+	p, _ := ip.Prefix(bits)
+	return p
 }

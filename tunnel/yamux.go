@@ -33,8 +33,9 @@ type yamuxMux struct {
 	// sendReset tells the peer, through the control stream.
 	sendReset func(resetMessage)
 
-	gate chan struct{} // held while a stream is opened
-	next uint32        // id of the next stream to be opened; guarded by gate
+	opens chan struct{} // holds one for each open that the peer has not accepted
+	gate  chan struct{} // held while a stream is opened
+	next  uint32        // id of the next stream to be opened; guarded by gate
 
 	mu    sync.Mutex
 	cause error
@@ -58,8 +59,14 @@ func newYamux(c net.Conn, o yamuxConfig) (*yamuxMux, error) {
 		watch:     newFrameWatch(c, !o.opener, o.maxStreams+yamuxBacklog),
 		later:     o.later,
 		sendReset: o.sendReset,
+		opens:     make(chan struct{}, opensInFlight),
 		gate:      make(chan struct{}, 1),
 		next:      1,
+	}
+	m.watch.onAck = func() {
+		if o.opener {
+			<-m.opens
+		}
 	}
 	config := &yamux.Config{
 		AcceptBacklog: yamuxBacklog,
@@ -81,15 +88,27 @@ func newYamux(c net.Conn, o yamuxConfig) (*yamuxMux, error) {
 	return m, nil
 }
 
+// opensInFlight is how many opened streams may wait for the peer to accept
+// them; the next open waits, for no longer than its context allows.
+const opensInFlight = 128
+
 // streamWindow is how many bytes of a stream may wait unread; yamux's least.
 const streamWindow = 256 << 10
 
 func (m *yamuxMux) Open(ctx context.Context) (stream, error) {
-	select {
-	case m.gate <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-m.y.CloseChan():
+	for _, place := range []chan struct{}{m.opens, m.gate} {
+		select {
+		case place <- struct{}{}:
+			continue
+		case <-ctx.Done():
+		case <-m.y.CloseChan():
+		}
+		if place == m.gate {
+			<-m.opens
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		return nil, m.lost()
 	}
 	result := make(chan opened, 1)
@@ -131,6 +150,7 @@ func (o opened) stream() (stream, error) {
 // openNext opens a stream; its caller holds the gate.
 func (m *yamuxMux) openNext() (*yamuxStream, error) {
 	if err := m.watch.expect(m.next); err != nil {
+		<-m.opens
 		return nil, err
 	}
 	y, err := m.y.OpenStream()
@@ -222,8 +242,12 @@ func (m *yamuxMux) LastReceived() time.Time { return time.Unix(0, m.watch.receiv
 
 func (m *yamuxMux) OnGrown(f func()) { m.watch.grown.Store(&f) }
 
-func (m *yamuxMux) TrimUnread(limit int64, reason string) {
-	if m.Unread() <= limit {
+func (m *yamuxMux) Held() int64 { return m.watch.held.Load() }
+
+func (m *yamuxMux) Sweep(now time.Time) bool { return m.watch.sweep(now) }
+
+func (m *yamuxMux) Trim(limit int64, reason string) {
+	if m.Held() <= limit {
 		return
 	}
 	for _, s := range m.watch.excess(limit) {

@@ -20,6 +20,7 @@ const (
 	yamuxPing    = 2
 	yamuxGoAway  = 3
 	yamuxSYN     = 1
+	yamuxACK     = 2
 	yamuxFIN     = 4
 	yamuxRST     = 8
 	controlID    = 1 // of the first stream
@@ -44,12 +45,14 @@ type frameWatch struct {
 	mayOpen    bool // the peer may open streams
 	maxStreams int  // inboxes at a time; more end the session
 
-	grown atomic.Pointer[func()] // called as unread grows, once per growthStep
+	grown atomic.Pointer[func()] // called as held grows, once per growthStep
+	onAck func()                 // called when the peer has accepted a stream, or will not
 
 	violation atomic.Pointer[error] // why follow refused a frame
 
 	received atomic.Int64 // UnixNano of the last read
 	unread   atomic.Int64 // of all streams
+	held     atomic.Int64 // bytes that yamux's buffers may have, unread or not
 
 	head    [yamuxHeader]byte // of the frame that is being read
 	have    int               // bytes of head that are there
@@ -65,9 +68,13 @@ type inbox struct {
 	mu       sync.Mutex
 	received int64
 	read     int64
+	peak     int64         // most unread bytes since yamux's buffer was let go
+	swept    int64         // received when sweep last looked
+	acked    bool          // the peer has accepted the stream, or will not
 	fin      bool          // the peer half-closed
 	rst      bool          // the peer's multiplexer refused the stream
 	closed   bool          // the local side has closed the stream
+	leaving  time.Time     // when it began to; zero: not yet
 	doomed   bool          // picked by excess
 	gone     bool          // forgotten: nothing is accounted any more
 	stream   *yamuxStream  // nil until it was accepted
@@ -174,6 +181,9 @@ func (w *frameWatch) frame() error {
 	b.fin = b.fin || flags&yamuxFIN != 0
 	b.rst = b.rst || flags&yamuxRST != 0
 	over := b.rst || b.fin && b.closed
+	if flags&yamuxACK != 0 {
+		w.acknowledged(b)
+	}
 	b.mu.Unlock()
 	if over {
 		w.forget(id)
@@ -228,23 +238,99 @@ func (w *frameWatch) find(id uint32, m *resetMessage) *yamuxStream {
 // growthStep is how often grown is called.
 const growthStep = 256 << 10
 
+// acknowledged gives back the place of an open in flight; b.mu is held.
+func (w *frameWatch) acknowledged(b *inbox) {
+	if !b.acked {
+		b.acked = true
+		if w.onAck != nil {
+			w.onAck()
+		}
+	}
+}
+
 // account adds to the bytes of a stream that came and that were read.
 func (w *frameWatch) account(b *inbox, received, read int64) {
 	if b == nil {
 		return
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.received += received
 	b.read += read
 	if b.gone {
+		b.mu.Unlock()
 		return
 	}
-	now := w.unread.Add(received - read)
-	if received > 0 && now/growthStep > (now-received)/growthStep {
+	w.unread.Add(received - read)
+	more := max(b.received-b.read-b.peak, 0)
+	b.peak += more
+	now := w.held.Add(more)
+	empty := read > 0 && b.received == b.read
+	b.mu.Unlock()
+	if empty && now > shrinkAbove {
+		w.shrink(b)
+	}
+	if now/growthStep > (now-more)/growthStep {
 		if grown := w.grown.Load(); grown != nil {
 			(*grown)()
 		}
+	}
+}
+
+// shrinkAbove is how many bytes buffers may keep for their next use: yamux
+// would keep them for as long as the stream lives.
+const shrinkAbove = 8 << 20
+
+// shrink has yamux let go of the buffer of a stream that has nothing unread.
+// yamux's own lock is held while bytes come in here, so that ours must not be
+// held meanwhile.
+func (w *frameWatch) shrink(b *inbox) {
+	b.mu.Lock()
+	st := b.stream
+	b.mu.Unlock()
+	if st == nil {
+		return
+	}
+	st.y.Shrink() // does nothing if bytes have come meanwhile
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.received == b.read && !b.gone {
+		w.held.Add(-b.peak)
+		b.peak = 0
+	}
+}
+
+// lingering is how long the peer may take to finish a stream that was closed
+// or reset here; its multiplexer does so by itself.
+const lingering = 30 * time.Second
+
+// sweep lets go of the buffers of streams that were idle since the last sweep.
+// It reports whether the peer leaves streams unfinished.
+func (w *frameWatch) sweep(now time.Time) (unfinished bool) {
+	w.mu.Lock()
+	all := make([]*inbox, 0, len(w.inboxes))
+	for _, b := range w.inboxes {
+		all = append(all, b)
+	}
+	w.mu.Unlock()
+	for _, b := range all {
+		b.mu.Lock()
+		idle := b.received == b.swept && b.received == b.read && b.peak > 0
+		b.swept = b.received
+		unfinished = unfinished || !b.leaving.IsZero() && now.Sub(b.leaving) > lingering
+		b.mu.Unlock()
+		if idle {
+			w.shrink(b)
+		}
+	}
+	return unfinished
+}
+
+// leave is told when the local side begins to close or reset a stream.
+func (b *inbox) leave(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.leaving.IsZero() {
+		b.leaving = now
 	}
 }
 
@@ -271,11 +357,13 @@ func (w *frameWatch) forget(id uint32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gone = true
+	w.acknowledged(b)
 	w.unread.Add(b.read - b.received)
+	w.held.Add(-b.peak)
 }
 
 // excess picks the streams to be reset so that the others hold no more than
-// limit unread bytes: the largest first. What was picked once is not picked
+// limit bytes: the largest first. What was picked once is not picked
 // again, although it counts until the peer has finished it.
 func (w *frameWatch) excess(limit int64) (doomed []*yamuxStream) {
 	type held struct {
@@ -290,7 +378,7 @@ func (w *frameWatch) excess(limit int64) (doomed []*yamuxStream) {
 			continue // a window of it is all it can hold
 		}
 		b.mu.Lock()
-		if n := b.received - b.read; n > 0 && b.stream != nil && !b.doomed {
+		if n := b.peak; n > 0 && b.stream != nil && !b.doomed {
 			all = append(all, held{b, n})
 			sum += n
 		}

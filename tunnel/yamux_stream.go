@@ -41,6 +41,7 @@ type yamuxStream struct {
 	mu            sync.Mutex
 	isClosed      bool  // locally, by Close or Reset
 	finSent       bool  // or is about to be
+	eof           bool  // CloseWrite was called
 	aborted       error // both directions
 	unwanted      error // the peer no longer reads
 	swallowed     bool  // and one write after that
@@ -156,6 +157,9 @@ func (s *yamuxStream) Write(p []byte) (int, error) {
 		n, err := s.y.Write(p[total:min(total+maxFrame, len(p))])
 		total += n
 		if err != nil {
+			if total == 0 && s.swallow() {
+				return len(p), nil
+			}
 			return total, s.writeError(err)
 		}
 		if total == len(p) {
@@ -176,7 +180,7 @@ func (s *yamuxStream) writable() (last bool, err error) {
 		return false, net.ErrClosed
 	case s.aborted != nil:
 		return false, s.aborted
-	case s.finSent:
+	case s.eof:
 		return false, syscall.EPIPE
 	case !s.writeDeadline.IsZero() && !time.Now().Before(s.writeDeadline):
 		return false, os.ErrDeadlineExceeded
@@ -187,6 +191,18 @@ func (s *yamuxStream) writable() (last bool, err error) {
 		return true, nil
 	}
 	return false, nil
+}
+
+// swallow reports whether a write that failed was the last one of writable,
+// which had begun a moment before the peer's word came.
+func (s *yamuxStream) swallow() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed || s.aborted != nil || s.unwanted == nil || s.swallowed {
+		return false
+	}
+	s.swallowed = true
+	return true
 }
 
 // gone is why nobody is there to write to, for WaitReset.
@@ -216,7 +232,7 @@ func (s *yamuxStream) writeError(err error) error {
 		return os.ErrDeadlineExceeded
 	case s.in.refused():
 		return &streamReset{by: "peer", reason: "the peer takes no more streams"}
-	case s.finSent:
+	case s.eof:
 		return syscall.EPIPE
 	}
 	return s.m.lost()
@@ -234,10 +250,11 @@ func (s *yamuxStream) CloseWrite() error {
 		s.mu.Unlock()
 		return s.aborted
 	case s.finSent:
+		s.eof = true
 		s.mu.Unlock()
 		return nil
 	}
-	s.finSent = true
+	s.eof, s.finSent = true, true
 	s.mu.Unlock()
 	return s.y.Close() // a half-close: see the type's comment
 }
@@ -256,6 +273,7 @@ func (s *yamuxStream) Close() error {
 	s.finSent = true
 	aborted := s.aborted != nil
 	s.mu.Unlock()
+	s.in.leave(time.Now())
 	s.wake()
 	s.m.later(func() {
 		if sendFIN {
@@ -284,6 +302,7 @@ func (s *yamuxStream) ResetWith(reason string) error {
 	finSent, aborted := s.finSent, s.aborted != nil
 	s.resetting = !aborted && !finSent
 	s.mu.Unlock()
+	s.in.leave(time.Now())
 	s.wake()
 	if aborted { // the peer did the same before
 		s.m.later(s.finish)
@@ -332,7 +351,9 @@ func (s *yamuxStream) finish() {
 	})
 }
 
-// peerReset carries out the peer's RESET.
+// peerReset carries out the peer's RESET. Nothing that is written from now on
+// is of use to the peer, so that the FIN goes out at once and not only when
+// this side's user closes: the peer's memory of the stream depends on it.
 func (s *yamuxStream) peerReset(m resetMessage) {
 	reason := m.Reason
 	if reason == "" {
@@ -351,10 +372,15 @@ func (s *yamuxStream) peerReset(m resetMessage) {
 			s.end()
 		}
 	}
+	sendFIN := !s.finSent
+	s.finSent = true
 	s.mu.Unlock()
 	_ = s.y.SetWriteDeadline(past)
 	if m.Code != resetUnread {
 		_ = s.y.SetReadDeadline(past)
+	}
+	if sendFIN {
+		s.m.later(func() { _ = s.y.Close() })
 	}
 }
 

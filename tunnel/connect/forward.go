@@ -202,7 +202,7 @@ func (h *Handler) serveForward(w http.ResponseWriter, r *http.Request, t *target
 		h.answer(w, err)
 		return
 	}
-	f := &forwarded{h: h, w: w, ctx: r.Context(),
+	f := &forwarded{h: h, w: w, ctx: context.WithValue(r.Context(), requestKey{}, req),
 		tunnel: &Tunnel{Request: req, Target: target, Client: remoteAddr(r.RemoteAddr), Start: time.Now()}}
 	end := h.begin(r.Context(), f.tunnel)
 	// Otherwise net/http throws away what is unread of the body as soon as the
@@ -319,6 +319,7 @@ type upgraded struct {
 	body io.Reader
 }
 
+func (u *upgraded) NetConn() net.Conn          { return u.Conn } // nobody else uses it any more
 func (u *upgraded) Read(p []byte) (int, error) { return u.body.Read(p) }
 func (u *upgraded) CloseWrite() error          { return relay.CloseWrite(u.Conn) }
 func (u *upgraded) Reset() error               { return relay.Reset(u.Conn) }

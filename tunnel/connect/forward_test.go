@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -434,4 +435,72 @@ func TestDrain(t *testing.T) {
 			t.Error("a conn that begins while draining is kept")
 		}
 	})
+}
+
+// TestRequestFrom has several requests on one conn, and each meets its own head
+// in Allow, in Dial, and in both contexts.
+func TestRequestFrom(t *testing.T) {
+	if r := RequestFrom(t.Context()); r != nil {
+		t.Errorf("a request outside: %+v", r)
+	}
+	type call struct{ what, method, target, trace string }
+	var mu sync.Mutex
+	var calls []call
+	note := func(what, target string, r *Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r == nil {
+			r = &Request{Method: "no request"}
+		}
+		calls = append(calls, call{what, r.Method, target, r.Header.Get("Traceparent")})
+	}
+	bubbled := func(t *testing.T, n *tunneltest.Network) {
+		for _, host := range []string{"a", "b"} {
+			web(t, listen(t, n.Listen, "tcp", host+":80"), func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
+		}
+		c := dialProxy(t, n, "")
+		br := bufio.NewReader(c)
+		for i, request := range []string{"GET http://a/ HTTP/1.1\r\nHost: a\r\n", "GET http://a/ HTTP/1.1\r\nHost: a\r\n",
+			"POST http://b/ HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n", "GET http://denied/ HTTP/1.1\r\nHost: denied\r\n"} {
+			ask(t, c, br, fmt.Sprintf("%sTraceparent: %d\r\nX-End: to end\r\nAuthorization: Bearer x\r\n\r\n", request, i))
+		}
+		io.WriteString(c, "CONNECT target:80 HTTP/1.1\r\nHost: x\r\nTraceparent: 4\r\nX-End: to end\r\nAuthorization: Bearer x\r\n\r\n")
+		if r, err := http.ReadResponse(br, &http.Request{Method: "CONNECT"}); err != nil || r.StatusCode != 200 {
+			t.Fatal(r, err)
+		}
+		relay.CloseWrite(c)
+		io.ReadAll(br)
+	}
+	tunneltest.Bubble(t, func(t *testing.T) {
+		var n tunneltest.Network
+		h := &Handler{
+			Allow: func(ctx context.Context, r *Request, target string) error {
+				if RequestFrom(ctx) != r || r.Header.Get("X-End") != "to end" || r.Header.Get("Authorization") != "Bearer x" {
+					t.Errorf("Allow: %+v, in the context %+v", r, RequestFrom(ctx))
+				}
+				note("allow", target, r)
+				if target == "denied:80" {
+					return ErrDenied
+				}
+				return nil
+			},
+			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				note("dial", address, RequestFrom(ctx))
+				return n.Dial(ctx, network, address)
+			},
+		}
+		accept(t, listen(t, n.Listen, "tcp", "target:80"), echo)
+		serve(t, h, listen(t, n.Listen, "tcp", "proxy:8080"))
+		bubbled(t, &n)
+	})
+	want := []call{
+		{"allow", "GET", "a:80", "0"}, {"dial", "GET", "a:80", "0"},
+		{"allow", "GET", "a:80", "1"}, // over the conn that is there
+		{"allow", "POST", "b:80", "2"}, {"dial", "POST", "b:80", "2"},
+		{"allow", "GET", "denied:80", "3"},
+		{"allow", "CONNECT", "target:80", "4"}, {"dial", "CONNECT", "target:80", "4"},
+	}
+	if !slices.Equal(calls, want) {
+		t.Errorf("got  %v\nwant %v", calls, want)
+	}
 }

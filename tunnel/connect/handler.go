@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,12 +32,16 @@ type Handler struct {
 	// Dial reaches a target; nil means a [net.Dialer]. It gets the network
 	// "tcp" and a host:port. It must return when its context ends, which it
 	// does after DialTimeout, and when the client goes away. Its error
-	// chooses the answer, see [Classify].
+	// chooses the answer, see [Classify]. The request that it dials for is
+	// found with [RequestFrom]. An absolute-form request may find a conn that
+	// an earlier one of the same client conn left open, without a dial.
 	Dial DialFunc
-	// Allow, if not nil, is asked before each dial with the host:port that is
-	// wanted. It should not take long, for the client is not watched
+	// Allow, if not nil, is asked for each CONNECT and each absolute-form
+	// request, also where no dial follows, with its own head and the host:port
+	// that is wanted. It should not take long, for the client is not watched
 	// meanwhile. An error refuses the request: an *Error as it says, every
-	// other with 403 and http_request_denied.
+	// other with 403 and http_request_denied. RequestFrom finds the request
+	// in ctx, too.
 	Allow func(ctx context.Context, r *Request, target string) error
 	// Name is how the proxy calls itself in Proxy-Status and Via; empty means
 	// "rhizome".
@@ -63,6 +68,16 @@ type Handler struct {
 	// bytes and duration: at level Info if it failed, else at Debug. Nil is
 	// silent.
 	Logger *slog.Logger
+}
+
+type requestKey struct{}
+
+// RequestFrom returns the request that is being served, in the context that a
+// [Handler] gives to Allow and Dial, and nil in any other. It is for reading
+// only, and its Early is not to be touched.
+func RequestFrom(ctx context.Context) *Request {
+	r, _ := ctx.Value(requestKey{}).(*Request)
+	return r
 }
 
 // A Tunnel is one request that a [Handler] serves, for who counts and lists
@@ -277,7 +292,7 @@ func (h *Handler) serveConnect(ctx context.Context, c net.Conn, r *Request) erro
 	}
 	t := &Tunnel{Request: r, Target: target, Client: c.RemoteAddr(), Start: time.Now()}
 	end := h.begin(ctx, t)
-	conn, early, err := h.open(ctx, c, t)
+	conn, early, err := h.open(context.WithValue(ctx, requestKey{}, r), c, t)
 	if err != nil {
 		if errors.Is(err, errClientGone) || ctx.Err() != nil {
 			relay.Reset(c)
@@ -403,12 +418,16 @@ func (h *Handler) log(ctx context.Context, t *Tunnel, err error) {
 	if h.Logger == nil {
 		return
 	}
-	level, outcome := slog.LevelDebug, "closed"
+	level := slog.LevelDebug
 	if err != nil {
-		level, outcome = slog.LevelInfo, err.Error()
+		level = slog.LevelInfo
 	}
 	if !h.Logger.Enabled(ctx, level) {
 		return
+	}
+	outcome := "closed"
+	if err != nil {
+		outcome = logged(err)
 	}
 	up, down := t.Bytes()
 	attrs := []slog.Attr{slog.String("method", t.Request.Method), slog.String("target", t.Target),
@@ -426,9 +445,23 @@ func (h *Handler) logHead(ctx context.Context, c net.Conn, err error) {
 	if h.Logger == nil {
 		return
 	}
-	attrs := []slog.Attr{slog.String("outcome", err.Error())}
+	attrs := []slog.Attr{slog.String("outcome", logged(err))}
 	if a := c.RemoteAddr(); a != nil {
 		attrs = append(attrs, slog.String("client", a.String()))
 	}
 	h.Logger.LogAttrs(ctx, slog.LevelDebug, "connect: bad request", attrs...)
+}
+
+// maxLogged bounds what one error may add to a log, because a peer has a say in
+// its text.
+const maxLogged = 512
+
+// logged is the text of an error for a log.
+func logged(err error) string {
+	s := err.Error()
+	if len(s) <= maxLogged {
+		return s
+	}
+	const more = "…"
+	return strings.ToValidUTF8(s[:maxLogged-len(more)], "") + more
 }

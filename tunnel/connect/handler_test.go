@@ -15,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
@@ -405,4 +406,27 @@ func TestServeAcceptErrors(t *testing.T) {
 			t.Errorf("Serve ended with %v", err)
 		}
 	})
+}
+
+// TestLongError has an error that a peer made long: it is cut in the log.
+func TestLongError(t *testing.T) {
+	var log lines
+	long := errors.New(strings.Repeat("é", 400) + "the end")
+	h := &Handler{
+		Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Dial:   func(context.Context, string, string) (net.Conn, error) { return nil, long },
+	}
+	bubble(t, h, func(t *testing.T, n *tunneltest.Network) {
+		io.ReadAll(dialProxy(t, n, connectTarget))
+	})
+	l := log.list()
+	if len(l) != 1 || strings.Contains(l[0], "the end") || !strings.Contains(l[0], "é…") {
+		t.Errorf("logged %q", l)
+	}
+	if got := logged(long); len(got) > maxLogged || len(got) < maxLogged-8 || !utf8.ValidString(got) {
+		t.Errorf("%d bytes: %q", len(got), got)
+	}
+	if short := errors.New("short"); logged(short) != "short" {
+		t.Error(logged(short))
+	}
 }

@@ -28,11 +28,14 @@ const (
 type HeadLimits struct {
 	// Timeout bounds the whole head from the call to its last byte, so that a
 	// peer who sends one byte per second gains nothing. 0 means 10 s.
-	// Negative means no bound; then the deadlines of the conn are left alone.
+	// Negative means no bound of its own, anywhere that a HeadLimits is asked
+	// for: then the read deadline of the conn is left alone, and only what the
+	// caller sets there, or the end of its context, ends a peer that says
+	// nothing.
 	Timeout time.Duration
 	// MaxBytes bounds the head with its final empty line, for a response all
-	// 1xx heads before it as well. 0 and negative mean 64 KiB: a head without
-	// a bound is not offered.
+	// 1xx heads before it as well. 0 and negative both mean 64 KiB: a head
+	// without a bound is not offered.
 	MaxBytes int
 }
 

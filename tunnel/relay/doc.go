@@ -29,6 +29,14 @@
 // EOF (at once, on linux), and on a leg whose direction is stuck in a write to
 // the other one (within ten seconds).
 //
+// A TCP peer that is gone without a word is found on linux: when data was on its
+// way to it for a minute and not one ACK came, Relay ends with [ErrSilent], within
+// 60 to 90 seconds. A peer that does not read is not gone: it may pause for hours,
+// for it acknowledges every probe of its closed window; if it dies there, the end
+// comes after three probes, which are up to two minutes apart. Silent connections
+// are found by keep-alive, see [KeepAlive]. Other systems give up when their
+// kernel does.
+//
 // # What is asked of a connection
 //
 // Nothing but net.Conn. A connection that can do more has one of four methods:

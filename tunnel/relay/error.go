@@ -12,6 +12,8 @@ const (
 	OpCloseWrite = "close-write" // A leg could not be told that the other one had ended.
 	OpIdle       = "idle"        // Options.IdleTimeout passed without progress; Leg is empty.
 	OpContext    = "context"     // The context ended; Leg is empty.
+	// A TCP peer is dead: Err is [ErrSilent]. Only on linux.
+	OpAcknowledge = "acknowledge"
 )
 
 // Error is what [Relay] returns: the first thing that went wrong. Whatever
@@ -23,8 +25,8 @@ type Error struct {
 	// Leg is the leg that it failed on, "a" or "b" in the order of Relay's
 	// parameters. It is empty where both legs share the blame: OpIdle, OpContext.
 	Leg string
-	// Err is the cause: what the connection returned, [ErrIdle], or the
-	// context's cause.
+	// Err is the cause: what the connection returned, [ErrIdle], [ErrSilent], or
+	// the context's cause.
 	Err error
 }
 
@@ -41,8 +43,9 @@ func (e *Error) Error() string {
 // syscall.ECONNRESET, net.ErrClosed or context.Canceled.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout reports whether the cause was a timeout: the idle timeout, a deadline
-// set on a leg, or a context that ran into its deadline.
+// Timeout reports whether the cause was a timeout: the idle timeout, a peer that
+// acknowledges nothing, a deadline set on a leg, or a context that ran into its
+// deadline.
 func (e *Error) Timeout() bool {
 	var t interface{ Timeout() bool }
 	return errors.As(e.Err, &t) && t.Timeout()

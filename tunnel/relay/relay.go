@@ -37,9 +37,10 @@ type Options struct {
 //
 // Anything else ends both directions at once, and both legs are reset (see
 // [Reset]) so that no peer takes half an answer for a whole one: an error, a
-// reset or a timeout on either leg, ctx that ends, or Options.IdleTimeout. That
-// also holds for a failure after one direction has ended in order. The error is
-// an [*Error].
+// reset or a timeout on either leg, a TCP peer that has acknowledged nothing for
+// a minute although data is on its way to it ([ErrSilent], on linux only), ctx
+// that ends, or Options.IdleTimeout. That also holds for a failure after one
+// direction has ended in order. The error is an [*Error].
 //
 // Relay owns a and b from the call on and has closed both when it returns. It
 // uses the caller's goroutine for one direction and one more for the other,
@@ -57,7 +58,7 @@ func Relay(ctx context.Context, a, b net.Conn, o *Options) error {
 //	  │ error                │ error              │ reset
 //	  └──────────────────────┴────────────────────┴──► fail: Reset a, b; both
 //	                                                   directions end ──────► *Error
-//	  ctx.Done, idle timer ────────────────────────►
+//	  ctx.Done, idle and silence timers ───────────►
 type relay struct {
 	opt     Options
 	a, b    leg
@@ -68,6 +69,7 @@ type relay struct {
 	err    error // written inside failed, read after both directions ended
 
 	idle       idleTimer
+	silence    silenceTimer
 	stallCheck time.Duration
 
 	// trace, if not nil, learns what the directions do. For tests.
@@ -86,6 +88,7 @@ const (
 
 func newRelay(a, b net.Conn, o *Options) *relay {
 	r := &relay{stallCheck: stallCheck}
+	r.silence.limit, r.silence.every = silenceLimit, silenceCheck
 	if o != nil {
 		r.opt = *o
 	}
@@ -131,6 +134,7 @@ func (r *relay) run(ctx context.Context) error {
 		ended <- struct{}{}
 	})
 	r.idle.start(r)
+	r.silence.start(r)
 	r.ab.stall.init(&r.ab)
 	r.ba.stall.init(&r.ba)
 	var wg sync.WaitGroup
@@ -139,6 +143,7 @@ func (r *relay) run(ctx context.Context) error {
 	r.ab.run()
 	wg.Wait()
 	r.idle.stop()
+	r.silence.stop()
 	r.ab.stall.stop()
 	r.ba.stall.stop()
 	if !stop() {
