@@ -29,8 +29,9 @@
 //   - [github.com/rhizome-tunnel/rhizome/egress]: kube-apiserver's
 //     EgressSelectorConfiguration: read, validated, generated and dialled.
 //
-// Imports only point down this list's layers: egress and tunnel use connect,
-// certs and relay; connect uses relay; relay uses nothing of ours. A user of
+// Imports only point down this list's layers: tunnel uses connect, certs and
+// relay; egress uses connect and certs; connect uses relay; relay, certs and mode
+// use nothing of ours. A user of
 // one primitive does not pay for the rest.
 //
 // # Rules that hold everywhere

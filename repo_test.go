@@ -40,7 +40,7 @@ var imports = map[string][]string{
 	"tunnel/mode":       {"sigs.k8s.io/yaml"},
 	"tunnel/tunneltest": {"golang.org/x/net/nettest", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
 	"tunnel":            {"tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/hashicorp/yamux"},
-	"egress":            {"tunnel/connect", "tunnel/relay", "tunnel/certs", "sigs.k8s.io/yaml"},
+	"egress":            {"tunnel/connect", "tunnel/certs", "sigs.k8s.io/yaml"},
 	"examples/...":      {"tunnel...", "egress", "examples/internal...", "sigs.k8s.io/yaml", "golang.org/x/net", "golang.org/x/sys"},
 }
 

@@ -123,7 +123,7 @@ func TestScalar(t *testing.T) {
 			t.Errorf("%q comes back as %q", s, got.EgressSelections[0].Name)
 		}
 	}
-	if got := scalar("https://proxy-server:8131"); got != "https://proxy-server:8131" {
+	if got := scalar("https://proxy-server:9443"); got != "https://proxy-server:9443" {
 		t.Errorf("needless quotes: %s", got)
 	}
 }

@@ -22,7 +22,7 @@ egressSelections:
     proxyProtocol: httpConnect
     transport:
       tcp:
-        url: https://proxy-server:8131
+        url: https://proxy-server:9443
 `))
 	if err != nil {
 		log.Fatal(err)

@@ -13,7 +13,7 @@ type Mode string
 
 const (
 	// ProxyServer is this project's proxy-server:
-	// https://proxy-server:8131 with a client certificate.
+	// https://proxy-server:9443 with a client certificate.
 	ProxyServer Mode = "ProxyServer"
 	// Konnectivity is Gardener's deployment of konnectivity-server:
 	// https://konnectivity-server:9443.
@@ -59,7 +59,7 @@ type Options struct {
 
 // defaults are what a Mode stands for.
 var defaults = map[Mode]Options{
-	ProxyServer: {URL: "https://proxy-server:8131"},
+	ProxyServer: {URL: "https://proxy-server:9443"},
 	Konnectivity: {
 		URL:        "https://konnectivity-server:9443",
 		CABundle:   "/srv/kubernetes/ca/ca.crt",

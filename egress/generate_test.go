@@ -25,7 +25,7 @@ func TestGenerate(t *testing.T) {
 		{"reversed VPN", Options{Mode: ReversedVPN, KubernetesVersion: "1.20"},
 			[]string{"apiVersion: " + V1Beta1, "url: https://vpn-seed-server:9443", "clientKey: /etc/srv/kubernetes/envoy/tls.key", "- name: controlplane"}, ""},
 		{"proxy-server", Options{ClientCert: "/tls.crt", ClientKey: "/tls.key", TLSServerName: "shoot--dev--a"},
-			[]string{"url: https://proxy-server:8131", "tlsServerName: shoot--dev--a", "!caBundle"}, ""},
+			[]string{"url: https://proxy-server:9443", "tlsServerName: shoot--dev--a", "!caBundle"}, ""},
 		{"tlsServerName at 1.36", Options{Mode: ReversedVPN, TLSServerName: "a", KubernetesVersion: "1.36.0"}, []string{"tlsServerName: a"}, ""},
 		{"tlsServerName at 1.35", Options{Mode: ReversedVPN, TLSServerName: "a", KubernetesVersion: "1.35"}, nil, "host name per cluster in URL"},
 		{"other URL", Options{Mode: Konnectivity, URL: "https://127.0.0.1:9443"}, []string{"url: https://127.0.0.1:9443", "caBundle: /srv/kubernetes/ca/ca.crt"}, ""},

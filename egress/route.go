@@ -42,7 +42,7 @@ func (s *Selector) route(sel Selection, c *Connection) *route {
 		return r
 	}
 	r.proxy.Timeout = s.Timeout
-	r.proxy.Forward = s.dialDirect
+	r.proxy.Forward = s.dialDirect // stageWatch looks over its shoulder
 	switch {
 	case t == nil || (t.TCP == nil) == (t.UDS == nil):
 		r.err = configError("transport needs one of tcp and uds")

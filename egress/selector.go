@@ -190,6 +190,7 @@ func (s *Selector) setup() {
 	}
 }
 
+// dialDirect is the way of direct traffic and to the proxies.
 func (s *Selector) dialDirect(ctx context.Context, network, address string) (net.Conn, error) {
 	if s.Dial != nil {
 		return s.Dial(ctx, network, address)

@@ -367,3 +367,52 @@ func TestConn(t *testing.T) {
 		return c1, c2, func() { c1.Close(); c2.Close() }, err
 	})
 }
+
+// TestHalfClose ends the question and then hears the rest of the answer, over
+// each kind of way to a proxy.
+func TestHalfClose(t *testing.T) {
+	s := newSecured(t)
+	plain := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, plain, &connect.Handler{})
+	dir, err := os.MkdirTemp("", "e") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	serve(t, listen(t, "unix", socket), &connect.Handler{})
+	for name, config := range map[string]*Config{
+		"https":  s.config(t, full...),
+		"http":   selection(t, "    proxyProtocol: HTTPConnect\n    transport: {tcp: {url: 'http://"+plain.Addr().String()+"'}}"),
+		"uds":    selection(t, "    proxyProtocol: HTTPConnect\n    transport: {uds: {udsName: "+socket+"}}"),
+		"direct": selection(t, "    proxyProtocol: Direct"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := listen(t, "tcp", "127.0.0.1:0")
+			defer l.Close()
+			c, err := (&Selector{Config: config}).Dialer(Cluster)(dialContext(t), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			to, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer to.Close()
+			for _, c := range []net.Conn{c, to} {
+				c.SetDeadline(time.Now().Add(20 * time.Second))
+			}
+			// One way round, then the other: each end is an EOF and no more.
+			for _, way := range []struct{ from, to net.Conn }{{c, to}, {to, c}} {
+				io.WriteString(way.from, "question")
+				if err := way.from.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if b, err := io.ReadAll(way.to); string(b) != "question" || err != nil {
+					t.Fatalf("read %q, %v", b, err)
+				}
+			}
+		})
+	}
+}

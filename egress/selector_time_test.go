@@ -20,7 +20,7 @@ import (
 func TestEvents(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
 		var n tunneltest.Network
-		l, err := n.Listen("tcp", "10.1.0.1:8131")
+		l, err := n.Listen("tcp", "10.1.0.1:9443")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +40,7 @@ func TestEvents(t *testing.T) {
 		config := `    proxyProtocol: HTTPConnect
     transport:
       tcp:
-        url: http://10.1.0.1:8131`
+        url: http://10.1.0.1:9443`
 		sel := &Selector{Config: selection(t, config), Dial: n.Dial, Observe: func(e Event) { events = append(events, e) }}
 		dial := sel.Dialer(Cluster)
 		c, err := dial(ctx, "tcp", "good:1")
@@ -57,7 +57,7 @@ func TestEvents(t *testing.T) {
 		if gone == nil {
 			t.Error("no error without a proxy")
 		}
-		start := Event{Type: DialStart, Selection: Cluster, Protocol: "http_connect", Transport: "tcp", Proxy: "10.1.0.1:8131", Target: "good:1"}
+		start := Event{Type: DialStart, Selection: Cluster, Protocol: "http_connect", Transport: "tcp", Proxy: "10.1.0.1:9443", Target: "good:1"}
 		done := start
 		done.Type, done.Duration = DialDone, time.Second
 		start2, fail2 := start, start

@@ -71,8 +71,10 @@ func TestPausedReader(t *testing.T) {
 // TestDeadPeer pulls the plug of the host of b, with data in flight, or with data
 // behind a window that the peer had closed before.
 func TestDeadPeer(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"in flight", "closed window", "behind half-close"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			pb, b, unplug := cable(t)
 			pa, a := tcpPair(t)
 			limit(pa, pb)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 )
 
@@ -36,10 +37,17 @@ func JSON(value func() any) http.HandlerFunc {
 	}
 }
 
-// ServeAdmin serves pages, by pattern of http.ServeMux, until ctx ends. A
-// request that is not done a second later is cut off.
+// ServeAdmin serves pages, by pattern of http.ServeMux, and the profiles of
+// net/http/pprof below /debug/pprof/, until ctx ends. A page has 30 s, so that a
+// CPU profile wants ?seconds=20. A request that is not done a second after ctx
+// has ended is cut off.
 func ServeAdmin(ctx context.Context, l net.Listener, pages map[string]http.HandlerFunc) error {
 	mux := http.NewServeMux()
+	// By name, because the import registers them only with a mux that is not
+	// served here.
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	for pattern, page := range pages {
 		mux.HandleFunc(pattern, page)
 	}

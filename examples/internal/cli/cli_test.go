@@ -140,6 +140,7 @@ func TestAdmin(t *testing.T) {
 		}
 	}
 	check("/healthz", 200, "ok\n")
+	check("/debug/pprof/symbol", 404, "Unknown profile\n")
 	check("/readyz", 200, "ok\n")
 	check("/list", 200, "[\n  \"a\"\n]\n")
 	check("/other", 404, "404 page not found\n")

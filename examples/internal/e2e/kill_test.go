@@ -24,7 +24,8 @@ const (
 
 // TestKillAndRestart kills the server, or the agent, with 200 requests under
 // way, and starts it again. For an outage of up to two seconds new requests
-// succeed within two seconds after it is back, and no request hangs.
+// succeed within two seconds after it is back, no request hangs, and nothing of
+// them is left in either program.
 func TestKillAndRestart(t *testing.T) {
 	bin := build(t)
 	for _, tc := range []struct {
@@ -46,6 +47,8 @@ func TestKillAndRestart(t *testing.T) {
 			w := newWorld(t, bin)
 			server, agent := w.startServer("--agent-listen", w.agents), w.startAgent("--server", "https://"+w.agents)
 			w.waitAgent()
+			// A program that has been restarted is measured by what it was before.
+			idle := map[string]int{w.admin: w.goroutines(w.admin), w.agentAdmin: w.goroutines(w.agentAdmin)}
 			load := w.startLoad()
 			time.Sleep(2500 * time.Millisecond) // until the load is even
 
@@ -62,6 +65,14 @@ func TestKillAndRestart(t *testing.T) {
 			back := time.Now()
 			time.Sleep(recovery + 1500*time.Millisecond)
 			judge(t, load.stop(), killed, back)
+			for addr, before := range idle {
+				clitest.Eventually(t, func() error {
+					if now := w.goroutines(addr); now > before {
+						return fmt.Errorf("http://%s: %d goroutines after the load, %d before", addr, now, before)
+					}
+					return nil
+				})
+			}
 
 			for name, p := range map[string]*clitest.Process{"server": server, "agent": agent} {
 				if code := p.Stop(); code != 0 {

@@ -100,6 +100,18 @@ func (w *world) waitAgent() {
 	})
 }
 
+// goroutines asks a program by its admin pages how many it has.
+func (w *world) goroutines(admin string) int {
+	w.t.Helper()
+	c := clitest.Client(w.t, &http.Transport{DisableKeepAlives: true})
+	status, body := clitest.Get(w.t, c, "http://"+admin+"/debug/pprof/goroutine?debug=1")
+	var n int
+	if _, err := fmt.Sscanf(body, "goroutine profile: total %d", &n); err != nil || status != http.StatusOK {
+		w.t.Fatalf("goroutines of %s: %d, %v", admin, status, err)
+	}
+	return n
+}
+
 // freePort is a port on loopback that is free now. It is below those that the
 // kernel gives to clients, so that none takes it while its server is down.
 func freePort(t *testing.T) string {

@@ -135,10 +135,10 @@ func (p *program) openClientDoor(ctx context.Context, d clientDoor, open *cli.Li
 
 // dialAgent keeps a session with an agent that listens.
 func (p *program) dialAgent(ctx context.Context, d agentAddr) error {
-	dialer := &tls.Dialer{Config: certs.AgentTLS(p.pair, p.agents, d.cluster)}
+	config := certs.AgentTLS(p.pair, p.agents, d.cluster)
 	return p.server.DialAgent(ctx, d.cluster, func(ctx context.Context) (net.Conn, error) {
-		return dialer.DialContext(ctx, "tcp", d.addr)
-	})
+		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", d.addr)
+	}, config.VerifyConnection)
 }
 
 func (p *program) pages() map[string]http.HandlerFunc {

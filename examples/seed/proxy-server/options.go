@@ -25,7 +25,7 @@ nodes, pods and services behind the agents of their own cluster, and no others.
 One port for the clients and one for the agents, each with its authority:
 
   proxy-server --tls-cert tls.crt --tls-key tls.key \
-    --listen :8131 --client-ca clients.crt \
+    --listen :9443 --client-ca clients.crt \
     --agent-listen :8132 --agent-ca agents.crt --admin-listen :8133
 
 A Unix socket for the kube-apiserver in the same pod, agents with bearer tokens:
@@ -38,8 +38,8 @@ Many clusters at one address, told apart by the TLS server name
 shoot--dev--a.tunnel.seed.example; and an agent that listens, dialled from here:
 
   proxy-server --tls-cert tls.crt --tls-key tls.key \
-    --listen :8131 --client-ca clients.crt --cluster-from sni:tunnel.seed.example \
-    --dial-agent 203.0.113.7:8134=shoot--dev--a --agent-ca agents.crt
+    --listen :9443 --client-ca clients.crt --cluster-from sni:tunnel.seed.example \
+    --dial-agent 203.0.113.7:8135=shoot--dev--a --agent-ca agents.crt
 
 A certificate names its cluster by the URI SAN rhizome://cluster/NAME, else by
 its only DNS SAN, else by its common name; "*" is an operator. All files are
@@ -93,7 +93,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Section("This server")
 	f.Text(&o.tlsCert, "tls-cert", "FILE", "certificate of this server (PEM)")
 	f.Text(&o.tlsKey, "tls-key", "FILE", "its private key (PEM)")
-	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (doors open, files loaded, not draining), /readyz?cluster=NAME (an agent of it is here), /clusters (JSON); not for the world")
+	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (doors open, files loaded, not draining), /readyz?cluster=NAME (an agent of it is here), /clusters (JSON), /debug/pprof/; not for the world")
 	f.Text(&o.serverID, "server-id", "ID", "name of this server towards agents; different for each of several servers; empty means the host name")
 	f.Texts(&o.peers, "peer", "ID", "the id of a server that each agent shall have a session with too, for servers behind one load balancer")
 	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; negative means for ever")

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,7 @@ func newProgram(o *options, stderr io.Writer) *program {
 		Servers:      o.servers,
 		ID:           o.agentID,
 		Cluster:      o.cluster,
-		TLS:          certs.ClientTLS(o.pair, p.pool, o.verifyName()),
+		TLSFor:       p.clientTLS,
 		Allow:        o.allow.Allow,
 		Labels:       o.labels,
 		Serves:       o.serves,
@@ -90,6 +91,14 @@ func newProgram(o *options, stderr io.Writer) *program {
 		p.agent.AuthServer = p.authServer
 	}
 	return p
+}
+
+// clientTLS is for the server at a host of --server.
+func (p *program) clientTLS(host string) *tls.Config {
+	if p.serverName != "" {
+		host = p.serverName
+	}
+	return certs.ClientTLS(p.pair, p.pool, host)
 }
 
 // load reads every file once, so that a mistake shows at the start.

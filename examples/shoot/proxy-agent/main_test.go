@@ -62,7 +62,8 @@ func (w *world) listen(o tunneltest.CertOptions) (url string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.wait.Go(func() { _ = w.server.Serve(l) })
+	server := w.server
+	w.wait.Go(func() { _ = server.Serve(l) })
 	return "https://" + l.Addr().String()
 }
 
@@ -114,6 +115,41 @@ func TestRun(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil {
 		t.Errorf("drain: %v", err)
+	}
+}
+
+// TestServers has a server that is named by its address and one by its name, each
+// with a certificate for that only.
+func TestServers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first, second := w.server, &tunnel.Server{ID: "server-2", AgentAuth: tunnel.AgentAuth(nil, w.tokens)}
+	t.Cleanup(func() { first.Close() }) // before newWorld's, which closes second
+	address := w.listen(tunneltest.CertOptions{IPs: []string{"127.0.0.1"}})
+	w.server = second
+	name := "https://localhost:" + port(w.listen(tunneltest.CertOptions{DNS: []string{"localhost"}}))
+	p := w.start("--server", address, "--server", name, "--cert", w.cert, "--key", w.key)
+	admin := clitest.Client(t, &http.Transport{})
+	clitest.Eventually(t, func() error {
+		_, body, err := clitest.TryGet(t.Context(), admin, "http://"+p.Addr("admin")+"/sessions")
+		if err == nil && !(strings.Contains(body, `"server-1"`) && strings.Contains(body, `"server-2"`)) {
+			err = errors.New(body)
+		}
+		return err
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+
+	// A name of --server-name wins.
+	for _, o := range []*options{{}, {serverName: "server.example"}} {
+		want := "localhost"
+		if o.serverName != "" {
+			want = o.serverName
+		}
+		if got := (&program{options: o}).clientTLS("localhost").ServerName; got != want {
+			t.Errorf("verifies %q, want %q", got, want)
+		}
 	}
 }
 
@@ -194,7 +230,7 @@ func TestListen(t *testing.T) {
 		w.wait.Go(func() {
 			_ = w.server.DialAgent(ctx, cluster, func(ctx context.Context) (net.Conn, error) {
 				return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
-			})
+			}, nil)
 		})
 	}
 	dial(tunneltest.CertOptions{DNS: []string{"other.example"}})

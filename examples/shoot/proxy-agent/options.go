@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -67,9 +65,8 @@ type options struct {
 	drainTimeout time.Duration
 	log          cli.Log
 
-	hosts []string        // of servers
-	via   *connect.Dialer // of viaURL and viaHeader, nil without
-	pair  *certs.KeyPair  // of cert and key, nil without
+	via  *connect.Dialer // of viaURL and viaHeader, nil without
+	pair *certs.KeyPair  // of cert and key, nil without
 }
 
 // parse reads the command line. Its errors are all that is wrong with it.
@@ -91,7 +88,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Text(&o.cluster, "cluster", "NAME", "what cluster this agent thinks it is of: the credential decides, and a server refuses the agent if they differ")
 	f.Each("label", "KEY=VALUE", "told to the servers, for their choice of an agent and for /clusters", o.addLabel)
 	f.Texts(&o.serves, "serves", "CIDR|NAME", "a network, name or .suffix that this agent serves in preference to others; without any it serves all")
-	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (there is a session), /sessions (JSON); not for the world")
+	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (there is a session), /sessions (JSON), /debug/pprof/; not for the world")
 	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; negative means for ever")
 	f.Section("Targets")
 	f.Each("allow", "RULE", "what may be dialled: CIDR, CIDR:port, [CIDR]:port for IPv6, host:port, host or .suffix; a list allows what one of its rules covers", func(s string) error {
@@ -115,7 +112,7 @@ func (o *options) addServer(s string) error {
 	if err != nil || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return errors.New("want https://host:port")
 	}
-	o.servers, o.hosts = append(o.servers, s), append(o.hosts, u.Hostname())
+	o.servers = append(o.servers, s)
 	return nil
 }
 
@@ -147,7 +144,6 @@ func (o *options) check() error {
 		need(o.ca != "", "--listen needs --ca: which servers may connect?")
 	}
 	need(len(o.viaHeader) == 0 || o.viaURL != "", "--via-header needs --via")
-	need(o.verifyName() != "" || o.ca == "" || !o.hasAddress(), "--server with an IP address beside other hosts needs --server-name")
 	if o.cluster != "" {
 		if err := certs.ValidCluster(o.cluster); err != nil {
 			errs = append(errs, fmt.Errorf("--cluster %q: %w", o.cluster, err))
@@ -155,23 +151,6 @@ func (o *options) check() error {
 	}
 	errs = append(errs, cli.CheckAddrFlag("admin-listen", o.adminListen), o.parseVia(), o.log.Check())
 	return errors.Join(errs...)
-}
-
-// verifyName is the name to verify servers with; empty means that of the URL,
-// which TLS knows of if it is not an address.
-func (o *options) verifyName() string {
-	if hosts := slices.Compact(slices.Sorted(slices.Values(o.hosts))); o.serverName == "" && len(hosts) == 1 {
-		return hosts[0]
-	}
-	return o.serverName
-}
-
-// hasAddress reports whether a server's host is an IP address.
-func (o *options) hasAddress() bool {
-	return slices.ContainsFunc(o.hosts, func(h string) bool {
-		_, err := netip.ParseAddr(h)
-		return err == nil
-	})
 }
 
 func (o *options) parseVia() error {
