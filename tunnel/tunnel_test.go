@@ -308,3 +308,69 @@ func TestResetThroughTheTunnel(t *testing.T) {
 		}
 	})
 }
+
+// A client that closes without waiting for the end is no error: the target
+// reads the end of the data and not a reset.
+func TestCloseIsNoReset(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		seen := make(chan error, 1)
+		w.target("10.0.0.8:80", func(c net.Conn) {
+			_, _ = io.WriteString(c, "answer")
+			_, err := io.ReadAll(c)
+			seen <- err
+		})
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+		for name, dial := range map[string]func(context.Context, string, string) (net.Conn, error){
+			"Server.Dialer": w.server.Dialer("a"), "CONNECT": w.client("a").DialContext,
+		} {
+			c, err := dial(t.Context(), "tcp", "10.0.0.8:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(c, "question")
+			if _, err := io.ReadFull(c, make([]byte, 6)); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			if err := <-seen; err != nil {
+				t.Errorf("%s: the target read: %v", name, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		if w.log.has("relay") {
+			t.Errorf("logged as an error\n%s", w.log)
+		}
+	})
+}
+
+// A target that does not care that its client has gone is reset all the same.
+func TestClosedStreamEnds(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		ended := make(chan error, 1)
+		w.target("10.0.0.8:80", func(c net.Conn) {
+			_, _ = io.ReadAll(c)
+			for { // silent after the client's end
+				if _, err := c.Write(nil); err != nil {
+					ended <- err
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		})
+		w.agent("a", "agent-1", nil)
+		w.ready("a", 1)
+		c, err := w.server.Dialer("a")(t.Context(), "tcp", "10.0.0.8:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		start := time.Now()
+		<-ended
+		if d := time.Since(start); d > unreadGrace+2*time.Second {
+			t.Errorf("it took %v", d)
+		}
+	})
+}

@@ -94,24 +94,35 @@ func (s *yamuxStream) WaitRead() error {
 
 // WaitReset blocks until the peer has aborted the stream, the session is lost,
 // or the stream was closed here: see relay.ResetWaiter. A peer that has said
-// all and reads no more is gone too; while it still has something to say, that
-// is to be delivered first.
+// all and reads no more is gone too, but only after a while: as with TCP, where
+// a Close looks like a half-close, the other side of a relay can then end in
+// order by itself. While it still has something to say, that is to be
+// delivered first.
 func (s *yamuxStream) WaitReset() error {
 	stop := s.stop
+	var over <-chan time.Time
 	for {
 		select {
 		case <-s.ended:
 			return s.readable()
 		case <-s.m.Done():
 			return s.m.lost()
+		case <-over:
+			return s.gone()
 		case <-stop:
-			if s.in.ended() {
-				return s.gone()
-			}
 			stop = nil
+			if s.in.ended() {
+				timer := time.NewTimer(unreadGrace)
+				defer timer.Stop()
+				over = timer.C
+			}
 		}
 	}
 }
+
+// unreadGrace is how long whoever is at the other side of a relay may take to
+// end after the peer has closed a stream.
+const unreadGrace = 5 * time.Second
 
 // readable is why a Read fails before it looks for data.
 func (s *yamuxStream) readable() error {
