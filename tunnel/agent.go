@@ -54,9 +54,9 @@ type Agent struct {
 	// Resolve looks up the addresses of a server's name. Nil means
 	// net.DefaultResolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// Connect bounds each try to connect, from the first packet to HELLO, by
-	// default 20 s.
-	Connect time.Duration
+	// ConnectTimeout bounds each try to connect, from the first packet to
+	// HELLO, by default 20 s. Negative means no bound.
+	ConnectTimeout time.Duration
 
 	// Allow tells what may be dialled. Nil means Rules{}.Allow: everything
 	// but what reaches the agent's own host or cloud metadata.

@@ -240,7 +240,7 @@ func (l *links) missing() []string {
 // the endpoint's own, or that of the tries for PEERS.
 func (l *links) try(ctx, tries context.Context, e, timing *endpoint) {
 	a := l.agent
-	tries, cancel := withTimeout(tries, orDefault(a.Connect, 20*time.Second), errSlow)
+	tries, cancel := withTimeout(tries, orDefault(a.ConnectTimeout, 20*time.Second), errSlow)
 	var nonce string
 	s, err := a.connect(tries, e.server, e.key.address, func(h *helloMessage) error {
 		l.mu.Lock()

@@ -203,7 +203,7 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 	relay.KeepAlive(c)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	timeout, stop := withTimeout(ctx, orDefault(a.Connect, 20*time.Second), errSlow)
+	timeout, stop := withTimeout(ctx, orDefault(a.ConnectTimeout, 20*time.Second), errSlow)
 	defer stop()
 	s, p, err := d.meet(timeout, c)
 	if err != nil {

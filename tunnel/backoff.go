@@ -15,12 +15,12 @@ import (
 // Failures that follow a session shorter than Reset count as the same outage: a
 // server that crashes every few seconds is tried less and less often.
 type Backoff struct {
-	// Min is the least bound, by default 0.2 s.
+	// Min is the least bound, by default 0.2 s; below 1 ms it is 1 ms.
 	Min time.Duration
 	// Max is the largest bound, by default 10 s.
 	Max time.Duration
 	// Reset is how long a session must have lasted to start again at Min, by
-	// default one minute.
+	// default one minute. Negative means that each session does.
 	Reset time.Duration
 }
 

@@ -21,7 +21,6 @@ const (
 
 var (
 	errNoAgent     = errors.New("no agent of the cluster is connected")
-	errAllTried    = errors.New("no agent of the cluster could take the dial")
 	errDraining    = errors.New("the server is shutting down")
 	errMoved       = errors.New("the agent does not answer, another one is tried")
 	errStreams     = errors.New("all agents of the cluster carry as many streams as they may")
@@ -38,6 +37,7 @@ type dialRequest struct {
 	network     string
 	target      string
 	traceparent string
+	release     func() // gives back what the dial holds: a conn's Close, or its failure
 }
 
 func (d *dialRequest) fail(agent string, e *connect.Error) error {
@@ -68,21 +68,20 @@ func (s *Server) Dialer(cluster string) func(ctx context.Context, network, addre
 
 func (s *Server) dial(ctx context.Context, name, network, address, traceparent string) (net.Conn, error) {
 	c, done := s.registry.use(name)
-	d := &dialRequest{server: s, cluster: c, network: network, target: address, traceparent: traceparent}
-	release := func() { done() }
-	nc, err := d.start(ctx, &release)
+	d := &dialRequest{server: s, cluster: c, network: network, target: address, traceparent: traceparent, release: done}
+	nc, err := d.start(ctx)
 	c.counters.dials.Add(1)
 	if err != nil {
 		c.counters.failed.Add(1)
-		release()
+		d.release()
 		return nil, err
 	}
 	return nc, nil
 }
 
 // start checks what can be known before an agent is asked, reserves a place,
-// and dials. Release grows by what has to be given back.
-func (d *dialRequest) start(ctx context.Context, release *func()) (net.Conn, error) {
+// and dials.
+func (d *dialRequest) start(ctx context.Context) (net.Conn, error) {
 	s, c := d.server, d.cluster
 	switch d.network {
 	case "tcp", "tcp4", "tcp6":
@@ -103,8 +102,8 @@ func (d *dialRequest) start(ctx context.Context, release *func()) (net.Conn, err
 		c.streams.Add(-1)
 		return nil, d.refuse(connect.ErrLimit, retryAfter, fmt.Errorf("the cluster has %d streams open, which is its limit", limits.Streams))
 	}
-	done := *release
-	*release = func() { c.streams.Add(-1); done() }
+	done := d.release
+	d.release = func() { c.streams.Add(-1); done() }
 	switch l := c.load(); {
 	case l.held > limits.ClusterReceiveMemory:
 		return nil, d.refuse(connect.ErrLimit, retryAfter, errUnreadBytes)
@@ -118,12 +117,12 @@ func (d *dialRequest) start(ctx context.Context, release *func()) (net.Conn, err
 			defer cancel()
 		}
 	}
-	return d.run(ctx, *release)
+	return d.run(ctx)
 }
 
 // run tries the agents until one answers, waiting for one to come back if
 // that is to be expected.
-func (d *dialRequest) run(ctx context.Context, release func()) (net.Conn, error) {
+func (d *dialRequest) run(ctx context.Context) (net.Conn, error) {
 	s := d.server
 	tried := make(map[*remoteAgent]bool)
 	patience := time.NewTimer(max(orDefault(s.AgentWait, 5*time.Second), 0))
@@ -136,7 +135,7 @@ func (d *dialRequest) run(ctx context.Context, release func()) (net.Conn, error)
 			if err != nil {
 				return nil, err
 			}
-			conn, again, err := d.attempt(ctx, a, len(agents) > 1, release)
+			conn, again, err := d.attempt(ctx, a, len(agents) > 1)
 			if err == nil {
 				return conn, nil
 			}
@@ -149,9 +148,6 @@ func (d *dialRequest) run(ctx context.Context, release func()) (net.Conn, error)
 		}
 		if last == nil {
 			last = d.refuse(connect.ErrUnavailable, retryAfter, errNoAgent)
-			if len(tried) > 0 {
-				last = d.refuse(connect.ErrUnavailable, retryAfter, errAllTried)
-			}
 		}
 		if !worthWaiting(tried) || !reconnecting && time.Since(s.firstServe()) > startupGrace {
 			return nil, last
@@ -258,7 +254,7 @@ const lastStreamID = 1 << 31
 // attempt dials through one agent. Again says whether another agent may be
 // tried, which is so while no byte of the client has been sent. With movable
 // set, the attempt is given up when the agent becomes suspect.
-func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bool, release func()) (_ net.Conn, again bool, _ error) {
+func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bool) (_ net.Conn, again bool, _ error) {
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	a.live.nudge()
@@ -292,7 +288,7 @@ func (d *dialRequest) attempt(parent context.Context, a *remoteAgent, movable bo
 		again = e.Reason == connect.ErrUnavailable || e.Reason == connect.ErrLimit
 		return nil, again, d.fail(a.remote.ID, e)
 	}
-	return newConn(st, res.Early, d.target, d.cluster, release), false, nil
+	return newConn(st, res.Early, d.target, d.cluster, d.release), false, nil
 }
 
 // askWithin is ask that returns when ctx ends, even while the carrier is

@@ -216,7 +216,7 @@ func TestDoorLeavesItsWatch(t *testing.T) {
 func TestNegativeTimeoutsAreOneSecond(t *testing.T) {
 	for name, set := range map[string]func(s *Server, a *Agent){
 		"Head.Timeout": func(s *Server, _ *Agent) { s.Head.Timeout = -1 },
-		"Connect":      func(_ *Server, a *Agent) { a.Connect = -1 },
+		"Connect":      func(_ *Server, a *Agent) { a.ConnectTimeout = -1 },
 	} {
 		tunneltest.Bubble(t, func(t *testing.T) {
 			w := newWorld(t, func(s *Server) { set(s, &Agent{}) })
