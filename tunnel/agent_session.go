@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -162,11 +163,11 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		}
 	})
 	d := &agentDoor{
-		agent: a, strangers: strangers{limit: maxServerConns},
-		refused: limitLog(a.logger(), &logLimit{perSecond: linesPerSecond}),
+		agent: a, strangers: guard.Strangers{Limit: maxServerConns},
+		refused: new(guard.LogLimit).Logger(a.logger()),
 	}
-	err = accept(ctx, l, a.logger(), func(c net.Conn) {
-		known := d.strangers.enter(c)
+	err = guard.Accept(ctx, l, a.logger(), func(c net.Conn) {
+		known := d.strangers.Enter(c, nil)
 		work.Go(func() { d.handle(ctx, c, known) })
 	})
 	switch {
@@ -188,7 +189,7 @@ const (
 // agentDoor is the door of an agent that listens.
 type agentDoor struct {
 	agent     *Agent
-	strangers strangers
+	strangers guard.Strangers
 	refused   *slog.Logger // for what strangers cause
 	admitted  admissions
 

@@ -107,7 +107,7 @@ func (s *Server) attach(ctx context.Context, c net.Conn, id Identity, log *slog.
 	cl, done := s.registry.use(id.Cluster)
 	defer done()
 	a.cluster = cl
-	log = limitLog(log, &cl.agentLog)
+	log = cl.agentLog.Logger(log)
 	timeout, cancel := withTimeout(ctx, s.headTimeout(), errNoHello)
 	defer cancel()
 	var err error

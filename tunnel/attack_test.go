@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
-	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -11,63 +10,6 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
-
-// Peers cannot fill the disk: the lines that they cause are limited, and the
-// next one says how many are missing.
-func TestLimitLog(t *testing.T) {
-	tunneltest.Bubble(t, func(t *testing.T) {
-		var b logBuffer
-		log := limitLog(slog.New(slog.NewTextHandler(&b, nil)), &logLimit{perSecond: 5}).With("cluster", "a")
-		for range 100 {
-			log.Info("flood")
-		}
-		if n := len(b.lines("flood")); n != 5 {
-			t.Errorf("%d lines at once, want 5", n)
-		}
-		time.Sleep(time.Second)
-		log.Info("after")
-		if !b.has("after", "skipped=95", "cluster=a") {
-			t.Errorf("no word of what was skipped\n%s", &b)
-		}
-	})
-}
-
-// addrConn is a conn from an address.
-type addrConn struct {
-	net.Conn
-	from string
-}
-
-func (c addrConn) RemoteAddr() net.Addr {
-	a, _ := net.ResolveTCPAddr("tcp", c.from)
-	return a
-}
-
-// A flood hits itself: the oldest stranger of the network that has most goes.
-func TestFloodHitsItself(t *testing.T) {
-	s := strangers{limit: 3}
-	gone := func(c net.Conn) bool {
-		_, err := c.Write(nil)
-		return err != nil
-	}
-	enter := func(from string) (net.Conn, func()) {
-		c, far := tunneltest.Pipe()
-		t.Cleanup(func() { c.Close(); far.Close() })
-		return c, s.enter(addrConn{c, from})
-	}
-	honest, known := enter("10.1.1.1:1000")
-	first, _ := enter("10.9.9.1:1")
-	second, secondKnown := enter("10.9.9.2:1")
-	third, _ := enter("10.9.9.3:1") // one too many
-	if gone(honest) || !gone(first) || gone(second) || gone(third) {
-		t.Errorf("gone: honest %v, flood %v %v %v", gone(honest), gone(first), gone(second), gone(third))
-	}
-	known()
-	secondKnown()
-	if s.all != 1 || len(s.from) != 1 {
-		t.Errorf("%d strangers of %d networks are left", s.all, len(s.from))
-	}
-}
 
 // An agent that takes no more streams sends the dial on to another one.
 func TestFullAgentSendsDialOn(t *testing.T) {

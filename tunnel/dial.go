@@ -95,7 +95,7 @@ func (d *dialRequest) start(ctx context.Context) (net.Conn, error) {
 		return nil, d.refuse(connect.ErrUnavailable, retryAfter, errDraining)
 	}
 	limits := s.limits()
-	if !c.dials.take(limits.DialsPerSecond) {
+	if !c.dials.Take(limits.DialsPerSecond) {
 		return nil, d.refuse(connect.ErrLimit, time.Second, errors.New("the cluster dials more often than it may"))
 	}
 	if c.streams.Add(1) > int64(limits.Streams) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -23,7 +24,7 @@ type door struct {
 	listener  net.Listener
 	rules     Door
 	closing   sync.Once
-	strangers strangers
+	strangers guard.Strangers
 	refused   *slog.Logger // for what strangers cause
 }
 
@@ -42,8 +43,8 @@ func newDoor(s *Server, l net.Listener, rules Door) *door {
 	}
 	return &door{
 		server: s, listener: l, rules: rules,
-		strangers: strangers{limit: s.limits().Handshakes},
-		refused:   limitLog(s.logger(), &logLimit{perSecond: linesPerSecond}),
+		strangers: guard.Strangers{Limit: s.limits().Handshakes},
+		refused:   new(guard.LogLimit).Logger(s.logger()),
 	}
 }
 
@@ -55,13 +56,13 @@ func (d *door) serve(ctx context.Context) error {
 	defer d.close()
 	stop := context.AfterFunc(ctx, d.close)
 	defer stop()
-	return accept(ctx, d.listener, d.server.logger(), func(c net.Conn) {
+	return guard.Accept(ctx, d.listener, d.server.logger(), func(c net.Conn) {
 		if _, err := d.server.begin(); err != nil {
 			c.Close() // the listener is closed already
 			return
 		}
 		// In the order of their arrival, which tells the oldest.
-		go d.handle(ctx, c, d.strangers.enter(c))
+		go d.handle(ctx, c, d.strangers.Enter(c, nil))
 	})
 }
 
@@ -192,7 +193,7 @@ func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Ha
 		done()
 		return nil, nil, &connect.Error{Reason: connect.ErrLimit, RetryAfter: retryAfter, Detail: "the cluster has as many client connections as it may"}
 	}
-	log = limitLog(log.With("cluster", id.Cluster, "identity", id.Name), &cl.clientLog)
+	log = cl.clientLog.Logger(log.With("cluster", id.Cluster, "identity", id.Name))
 	out := s.admitted.enter(&admission{identity: id, log: log, end: end})
 	h := &connect.Handler{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {

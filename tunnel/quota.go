@@ -1,10 +1,5 @@
 package tunnel
 
-import (
-	"sync"
-	"time"
-)
-
 // Limits bounds what a [Server] takes, so that nothing grows for ever and no
 // cluster takes the others' share. Zero fields mean the default, negative ones
 // no bound.
@@ -57,32 +52,4 @@ func unbounded[T ~int | ~int64](v T) T {
 		return 1 << 30
 	}
 	return v
-}
-
-// rate is a token bucket that holds one second's worth.
-type rate struct {
-	mu     sync.Mutex
-	tokens float64
-	last   time.Time
-}
-
-// take reports whether one more may go at perSecond; negative is no bound.
-func (r *rate) take(perSecond float64) bool {
-	if perSecond < 0 {
-		return true
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	if r.last.IsZero() {
-		r.tokens = max(perSecond, 1)
-	} else {
-		r.tokens = min(r.tokens+now.Sub(r.last).Seconds()*perSecond, max(perSecond, 1))
-	}
-	r.last = now
-	if r.tokens < 1 {
-		return false
-	}
-	r.tokens--
-	return true
 }

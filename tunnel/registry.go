@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 )
 
 // registry knows the clusters of a server and their agents. Everything about
@@ -33,10 +35,10 @@ type cluster struct {
 
 	streams  atomic.Int64
 	clients  atomic.Int64
-	dials    rate
+	dials    guard.Rate
 	counters counters
 
-	clientLog, agentLog logLimit
+	clientLog, agentLog guard.LogLimit
 }
 
 // counters are what happened in a cluster since its first use.
@@ -69,9 +71,6 @@ func (r *registry) use(name string) (c *cluster, done func()) {
 			agents:   make(map[string]*remoteAgent),
 			sessions: make(map[*remoteAgent]struct{}),
 			changed:  make(chan struct{}),
-
-			clientLog: logLimit{perSecond: linesPerSecond},
-			agentLog:  logLimit{perSecond: linesPerSecond},
 		}
 		if r.clusters == nil {
 			r.clusters = make(map[string]*cluster)

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -118,27 +119,13 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener) error {
 	defer l.Close()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	for pause := time.Duration(0); ; {
-		c, err := l.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-			conns.Go(func() { h.ServeConn(ctx, c) })
-			continue
-		case ctx.Err() != nil:
-			return nil
-		}
-		var temporary interface{ Temporary() bool }
-		if !errors.As(err, &temporary) || !temporary.Temporary() || errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		// Out of descriptors, as a rule: somebody will close one.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+	err := guard.Accept(ctx, l, h.logger(), func(c net.Conn) {
+		conns.Go(func() { h.ServeConn(ctx, c) })
+	})
+	if ctx.Err() != nil {
+		return nil
 	}
+	return err
 }
 
 // ServeConn reads a request head from c and serves it, and those that follow
@@ -415,14 +402,12 @@ func (t dialTimeout) Timeout() bool { return true }
 
 // log writes the one line of a request.
 func (h *Handler) log(ctx context.Context, t *Tunnel, err error) {
-	if h.Logger == nil {
-		return
-	}
 	level := slog.LevelDebug
 	if err != nil {
 		level = slog.LevelInfo
 	}
-	if !h.Logger.Enabled(ctx, level) {
+	log := h.logger()
+	if !log.Enabled(ctx, level) {
 		return
 	}
 	outcome := "closed"
@@ -436,20 +421,24 @@ func (h *Handler) log(ctx context.Context, t *Tunnel, err error) {
 	if t.Client != nil {
 		attrs = append(attrs, slog.String("client", t.Client.String()))
 	}
-	h.Logger.LogAttrs(ctx, level, "connect", attrs...)
+	log.LogAttrs(ctx, level, "connect", attrs...)
+}
+
+func (h *Handler) logger() *slog.Logger {
+	if h.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return h.Logger
 }
 
 // logHead tells of a peer whose request did not get as far as a target. It is
 // a line for debugging, because anybody can cause as many as he likes.
 func (h *Handler) logHead(ctx context.Context, c net.Conn, err error) {
-	if h.Logger == nil {
-		return
-	}
 	attrs := []slog.Attr{slog.String("outcome", logged(err))}
 	if a := c.RemoteAddr(); a != nil {
 		attrs = append(attrs, slog.String("client", a.String()))
 	}
-	h.Logger.LogAttrs(ctx, slog.LevelDebug, "connect: bad request", attrs...)
+	h.logger().LogAttrs(ctx, slog.LevelDebug, "connect: bad request", attrs...)
 }
 
 // maxLogged bounds what one error may add to a log, because a peer has a say in

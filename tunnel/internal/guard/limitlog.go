@@ -1,4 +1,4 @@
-package tunnel
+package guard
 
 import (
 	"context"
@@ -6,33 +6,32 @@ import (
 	"sync"
 )
 
-// limitedLog passes on so many lines a second, so that a peer that can cause
-// lines cannot fill the disk. The next line that passes says how many did not.
-type limitedLog struct {
-	slog.Handler
-	limit *logLimit
-}
+// LinesPerSecond is how many lines the peers that share a LogLimit may cause.
+const LinesPerSecond = 20
 
-// logLimit is shared by all handlers that derive from one.
-type logLimit struct {
-	perSecond float64
-	rate      rate
+// LogLimit bounds a log to LinesPerSecond lines a second, so that a peer that can
+// cause lines cannot fill the disk. The next line that passes says how many did
+// not. Its zero value is ready for use, for several loggers at once.
+type LogLimit struct {
+	rate Rate
 
 	mu      sync.Mutex
 	skipped int
 }
 
-// linesPerSecond is how many lines the strangers of a door, the clients of a
-// cluster, and its agents may each cause.
-const linesPerSecond = 20
-
-func limitLog(log *slog.Logger, l *logLimit) *slog.Logger {
+// Logger returns log with the limit.
+func (l *LogLimit) Logger(log *slog.Logger) *slog.Logger {
 	return slog.New(limitedLog{log.Handler(), l})
+}
+
+type limitedLog struct {
+	slog.Handler
+	limit *LogLimit
 }
 
 func (h limitedLog) Handle(ctx context.Context, r slog.Record) error {
 	h.limit.mu.Lock()
-	if !h.limit.rate.take(h.limit.perSecond) {
+	if !h.limit.rate.Take(LinesPerSecond) {
 		h.limit.skipped++
 		h.limit.mu.Unlock()
 		return nil

@@ -1,4 +1,4 @@
-package tunnel
+package guard
 
 import (
 	"context"
@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// accept hands each connection of a listener to handle, which must not block,
-// until the listener fails or is closed, and returns why. A temporary failure,
-// as a rule that descriptors have run out, is waited out.
-func accept(ctx context.Context, l net.Listener, log *slog.Logger, handle func(net.Conn)) error {
+// Accept hands each connection of l to handle, which must not block, until l
+// fails or is closed, and returns why. A temporary failure, as a rule that
+// descriptors have run out, is waited out and logged. Ending ctx ends the waits
+// only: whoever wants to end Accept closes l.
+func Accept(ctx context.Context, l net.Listener, log *slog.Logger, handle func(net.Conn)) error {
 	var pause time.Duration
 	for {
 		c, err := l.Accept()
