@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 )
 
 const (
@@ -19,11 +19,6 @@ const (
 	maxPhrase = 200
 	// answerTimeout bounds the writing of an answer to a peer that does not read.
 	answerTimeout = 10 * time.Second
-	// lingerTimeout is how long a refused peer gets to read its answer.
-	lingerTimeout = time.Second
-	// lingerBytes is how much of what a refused peer still sends is read away,
-	// because a close with bytes unread resets the conn under the answer.
-	lingerBytes = 256 << 10
 )
 
 // A Response is the head of an HTTP/1 response and what came behind it.
@@ -210,17 +205,8 @@ func WriteError(c net.Conn, name string, err error) error {
 	if err := e.Response(name).Write(c); err != nil {
 		return err
 	}
-	linger(c)
+	guard.Linger(c)
 	return nil
-}
-
-// linger gives the peer of c time to read what was written last.
-func linger(c net.Conn) {
-	if relay.CloseWrite(c) != nil {
-		return
-	}
-	c.SetReadDeadline(time.Now().Add(lingerTimeout))
-	io.CopyN(io.Discard, c, lingerBytes)
 }
 
 // oneLine makes text of unknown origin fit for a status line, a log or a

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -294,7 +295,7 @@ func TestWriteErrorBounds(t *testing.T) {
 		name string
 		fill int
 		want time.Duration
-	}{{"peer stays", 0, lingerTimeout}, {"peer does not read", 1 << 20, answerTimeout}} {
+	}{{"peer stays", 0, guard.LingerTimeout}, {"peer does not read", 1 << 20, answerTimeout}} {
 		tunneltest.Bubble(t, func(t *testing.T) {
 			c, peer := tunneltest.Pipe()
 			defer peer.Close()

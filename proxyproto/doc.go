@@ -1,0 +1,2 @@
+// Package proxyproto speaks the PROXY protocol at both ends.
+package proxyproto

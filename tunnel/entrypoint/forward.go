@@ -1,0 +1,198 @@
+package entrypoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/proxyproto"
+	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+)
+
+// Forward carries connections to one of several backends. It dials before it
+// accepts, so that a client over CONNECT gets its 200 only when a backend has
+// accepted.
+//
+// Backends take turns. One that cannot be dialled is passed over for a second,
+// then for longer up to half a minute, unless all are such; and one that has not
+// answered within a second gets company: the next is dialled beside it, and the
+// first that answers is taken. So a dead backend costs a client a second at most,
+// and most clients nothing.
+//
+// Fields are set before the first connection and not changed afterwards.
+type Forward struct {
+	// Backends holds host:port, or unix:PATH, where a PATH that begins with @ is
+	// an abstract socket. At least one is needed.
+	Backends []string
+	// Dial dials a backend, with the network "tcp" or "unix"; nil means a
+	// net.Dialer. It must return soon after its context ends.
+	Dial connect.DialFunc
+	// DialTimeout bounds each dial. 0 means 5 s, negative no bound.
+	DialTimeout time.Duration
+	// SendProxy is the version of the PROXY header that the backend gets first:
+	// 1, 2, or 0 for none. It names the true client (Info.Client) and what it
+	// connected to (Info.Local); version 2 also has the server name as authority,
+	// and the unique id that a load balancer in front gave.
+	SendProxy int
+	// IdleTimeout resets a connection on which nothing went either way for so
+	// long. 0 and negative mean never.
+	IdleTimeout time.Duration
+
+	health health
+}
+
+// stagger is how long a backend may be alone in being dialled.
+const stagger = time.Second
+
+// ServeConn implements [Handler].
+func (f *Forward) ServeConn(ctx context.Context, in *Incoming) error {
+	backend, err := f.dial(ctx, in.Info)
+	if err != nil {
+		return err
+	}
+	client, err := in.Accept()
+	if err != nil {
+		_ = relay.Reset(client)
+		_ = relay.Reset(backend)
+		return fmt.Errorf("entrypoint: the client was gone when a backend had answered: %w", err)
+	}
+	return relay.Relay(ctx, client, backend, &relay.Options{IdleTimeout: f.IdleTimeout, Counter: in.Counter()})
+}
+
+// dialled is how the dial of one backend ended.
+type dialled struct {
+	backend string
+	conn    net.Conn
+	err     error
+}
+
+// dial returns a connection to the first backend that answers.
+func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
+	order := f.health.order(f.Backends)
+	if len(order) == 0 {
+		return nil, errors.New("entrypoint: the route has no backends")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan dialled, len(order))
+	var running, failed []string
+	begin := func() {
+		b := order[len(running)+len(failed)]
+		running = append(running, b)
+		go func() {
+			c, err := f.dialOne(ctx, b, i)
+			results <- dialled{b, c, err}
+		}()
+	}
+	begin()
+	next := time.NewTimer(stagger)
+	defer next.Stop()
+	var errs []error
+	for {
+		select {
+		case <-next.C:
+		case d := <-results:
+			running = without(running, d.backend)
+			if d.err == nil {
+				f.health.good(d.backend)
+				cancel()
+				f.abandon(running, results)
+				return d.conn, nil
+			}
+			failed = append(failed, d.backend)
+			errs = append(errs, d.err)
+			if ctx.Err() == nil {
+				f.health.bad(d.backend)
+			}
+			if len(running) > 0 {
+				continue // its time is not over
+			}
+		}
+		switch {
+		case len(running)+len(failed) < len(order) && ctx.Err() == nil:
+			begin()
+			next.Reset(stagger)
+		case len(running) == 0:
+			return nil, errors.Join(errs...)
+		}
+	}
+}
+
+// abandon waits for the dials that another one has beaten, which were cancelled.
+// Each had a second's lead, so that it counts as one that does not answer.
+func (f *Forward) abandon(running []string, results <-chan dialled) {
+	for range running {
+		if d := <-results; d.err == nil {
+			_ = relay.Reset(d.conn)
+		} else {
+			f.health.bad(d.backend)
+		}
+	}
+}
+
+func without(all []string, one string) []string {
+	var rest []string
+	for _, s := range all {
+		if s != one {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}
+
+// dialOne dials a backend and writes the PROXY header.
+func (f *Forward) dialOne(ctx context.Context, backend string, i *Info) (net.Conn, error) {
+	d := f.DialTimeout
+	if d == 0 {
+		d = 5 * time.Second
+	}
+	if d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	network, address := "tcp", backend
+	if path, ok := strings.CutPrefix(backend, "unix:"); ok {
+		network, address = "unix", path
+	}
+	dial := f.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	if f.SendProxy != 0 {
+		dial = (&proxyproto.Dialer{Dial: dial, Header: func(context.Context, net.Conn) (*proxyproto.Header, error) {
+			return f.header(i), nil
+		}}).DialContext
+	}
+	c, err := dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	relay.KeepAlive(c)
+	return c, nil
+}
+
+// header is the PROXY header for a backend.
+func (f *Forward) header(i *Info) *proxyproto.Header {
+	local := addrPort(i.Local)
+	if !i.Client.IsValid() || !local.IsValid() {
+		return &proxyproto.Header{Version: f.SendProxy, Local: true}
+	}
+	h := &proxyproto.Header{Version: f.SendProxy, Source: net.TCPAddrFromAddrPort(i.Client), Destination: net.TCPAddrFromAddrPort(local)}
+	if f.SendProxy == 1 {
+		return h
+	}
+	if i.ServerName != "" {
+		h.TLVs = append(h.TLVs, proxyproto.TLV{Type: proxyproto.TypeAuthority, Value: []byte(i.ServerName)})
+	}
+	if i.Proxy != nil {
+		if id, ok := i.Proxy.TLV(proxyproto.TypeUniqueID); ok {
+			h.TLVs = append(h.TLVs, proxyproto.TLV{Type: proxyproto.TypeUniqueID, Value: id})
+		}
+	}
+	return h
+}

@@ -1,0 +1,97 @@
+package entrypoint
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// Limits bounds the connections of a [Router]. Zero fields mean the default,
+// negative ones no bound.
+type Limits struct {
+	// Conns is how many connections are carried at once, by default 20000. A
+	// connection takes two file descriptors, and up to four more while much is
+	// moved.
+	//
+	// Nobody may take all of them: above nine tenths a client is refused that
+	// has its fair share already, which is this number divided by the number of
+	// clients there are.
+	Conns int
+	// Sniffing is how many connections of a listener may not have said yet what
+	// they want, by default 1024. One more, and the oldest of the network that
+	// has most of them is reset.
+	Sniffing int
+	// PerClient is how many connections one client may have, an IPv4 address or
+	// an IPv6 /64; by default there is no bound but the fair share, because an
+	// address can be a load balancer that does not say for whom it comes.
+	PerClient int
+}
+
+const noLimit = 1 << 30
+
+func limit(v, fallback int) int {
+	switch {
+	case v == 0:
+		return fallback
+	case v < 0:
+		return noLimit
+	}
+	return v
+}
+
+func (l Limits) conns() int     { return limit(l.Conns, 20000) }
+func (l Limits) sniffing() int  { return limit(l.Sniffing, 1024) }
+func (l Limits) perClient() int { return limit(l.PerClient, noLimit) }
+
+// seats is how many connections there are, of whom.
+type seats struct {
+	mu    sync.Mutex
+	taken int
+	by    map[netip.Addr]int
+}
+
+// take gives a client a seat, or says whose limit is in the way.
+func (s *seats) take(l Limits, client netip.Addr) (give func(), full string) {
+	who := shareOf(client)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own, clients := s.by[who], len(s.by)
+	if own == 0 {
+		clients++
+	}
+	switch all := l.conns(); {
+	case own >= l.perClient():
+		return nil, "the client"
+	case s.taken >= all:
+		return nil, "all clients"
+	case s.taken >= all-all/10 && own >= max(all/clients, 1):
+		return nil, "the client, above its fair share"
+	}
+	if s.by == nil {
+		s.by = make(map[netip.Addr]int)
+	}
+	s.taken++
+	s.by[who]++
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.taken--
+		if s.by[who]--; s.by[who] == 0 {
+			delete(s.by, who)
+		}
+	}), ""
+}
+
+func (s *seats) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
+// shareOf is what counts as one client: an IPv6 host has a whole /64.
+func shareOf(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}

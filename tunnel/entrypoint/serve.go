@@ -1,0 +1,179 @@
+package entrypoint
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+)
+
+// serveConn is called by the accept loop and does not block.
+func (r *Router) serveConn(d *door, c net.Conn) {
+	ctx, end := context.WithCancelCause(context.Background())
+	own := &conn{end: end}
+	if !r.begin(own) {
+		_ = c.Close() // the listener is closed already
+		return
+	}
+	flood := new(atomic.Bool)
+	// In the order of their arrival, which tells the oldest.
+	known := d.strangers.Enter(c, func() { flood.Store(true) })
+	go r.carry(ctx, d, own, c, flood, known)
+}
+
+// carry serves a connection from its first byte to its end.
+func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, flood *atomic.Bool, known func()) {
+	defer c.end(nil)
+	defer r.leave(c)
+	defer known() // also while a refusal is told: that is bounded, too
+	relay.KeepAlive(raw)
+	abort := context.AfterFunc(ctx, func() { _ = relay.Reset(raw) })
+	var err error
+	c.in, err = d.sniff(raw, time.Now())
+	var handler Handler
+	if err == nil {
+		handler, err = r.enter(c)
+	}
+	if err == nil {
+		var give func()
+		if give, err = r.seat(c.in.Info); err == nil {
+			defer give()
+			err = r.authorize(ctx, c.in.Info)
+		}
+	}
+	if err != nil {
+		if flood.Load() {
+			err = &refusal{reason: ReasonFlood, err: err}
+		}
+		r.refuse(d, c, err)
+		abort()
+		return
+	}
+	known()
+	if !abort() {
+		return // it has been reset
+	}
+	err = handler.ServeConn(ctx, c.in)
+	if !c.in.accepted {
+		if err == nil {
+			err = errors.New("entrypoint: the handler returned without Accept")
+		}
+		r.refuse(d, c, refuseBackend(err))
+		return
+	}
+	r.log(ctx, c, err)
+}
+
+// seat takes one of the Router's connections.
+func (r *Router) seat(i *Info) (give func(), err error) {
+	give, full := r.seats.take(r.Limits, i.Client.Addr())
+	if full != "" {
+		return nil, refuseLimit(full)
+	}
+	return give, nil
+}
+
+// authorize asks the hook, and takes no answer for a no.
+func (r *Router) authorize(ctx context.Context, i *Info) error {
+	if r.Authorize == nil {
+		return nil
+	}
+	d := r.AuthorizeTimeout
+	if d == 0 {
+		d = 250 * time.Millisecond
+	}
+	if d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d, errors.New("no answer within "+d.String()))
+		defer cancel()
+	}
+	r.hold()
+	verdict := make(chan error, 1)
+	go func() {
+		defer r.done()
+		verdict <- r.Authorize(ctx, i)
+	}()
+	var err error
+	select {
+	case err = <-verdict:
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return refuseUnauthorized(err)
+	}
+	return nil
+}
+
+// hold counts what Shutdown and Close wait for.
+func (r *Router) hold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.work++
+}
+
+// refuse counts, logs and tells.
+func (r *Router) refuse(d *door, c *conn, err error) {
+	refused := &refusal{reason: ReasonBroken, err: err}
+	errors.As(err, &refused)
+	r.refused.add(refused.reason)
+	if c.track != nil {
+		c.track.refused.add(refused.reason)
+	}
+	if refused.reason != ReasonEmpty {
+		r.limitLog.Logger(r.logger()).LogAttrs(context.Background(), slog.LevelInfo, "refused",
+			append(c.in.Info.attrs(), slog.String("reason", string(refused.reason)), slog.String("error", logged(refused.err)))...)
+	}
+	c.in.tell(refused, d)
+}
+
+// log writes the line of a connection that was served.
+func (r *Router) log(ctx context.Context, c *conn, err error) {
+	log, level, outcome := r.logger(), slog.LevelDebug, "closed"
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		log, level, outcome = r.limitLog.Logger(log), slog.LevelInfo, logged(err)
+		c.track.broken.Add(1)
+	}
+	if !log.Enabled(ctx, level) {
+		return
+	}
+	up, down := c.in.counter.Bytes()
+	log.LogAttrs(ctx, level, "served", append(c.in.Info.attrs(), slog.String("outcome", outcome),
+		slog.Int64("up", up), slog.Int64("down", down), slog.Duration("duration", time.Since(c.in.Info.Start)))...)
+}
+
+// attrs is what a log line says of a connection.
+func (i *Info) attrs() []slog.Attr {
+	attrs := []slog.Attr{slog.String("peer", i.Peer.String())}
+	if i.Proxy != nil {
+		attrs = append(attrs, slog.String("client", i.Client.String()))
+	}
+	if i.By != 0 {
+		attrs = append(attrs, slog.String(i.By.String(), short(i.Key())))
+	}
+	if i.Route != "" {
+		attrs = append(attrs, slog.String("route", i.Route))
+	}
+	return attrs
+}
+
+// maxLogged bounds what a client has a say in.
+const maxLogged = 256
+
+func logged(err error) string { return short(err.Error()) }
+
+func short(s string) string {
+	if len(s) > maxLogged {
+		return s[:maxLogged] + "…"
+	}
+	return s
+}

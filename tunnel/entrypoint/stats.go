@@ -1,0 +1,71 @@
+package entrypoint
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Stats is how a [Router] stands.
+type Stats struct {
+	Conns    int               `json:"conns"`    // connections with a route
+	Sniffing int               `json:"sniffing"` // connections that have not said yet what they want
+	Draining bool              `json:"draining"`
+	Refused  map[Reason]uint64 `json:"refused"` // since the start, of all routes and none
+	Routes   []RouteStats      `json:"routes"`  // by name
+}
+
+// RouteStats is how a route stands, since its name appeared.
+type RouteStats struct {
+	Name    string            `json:"name"`
+	Removed bool              `json:"removed,omitempty"` // only its connections are left
+	Conns   int               `json:"conns"`
+	Total   uint64            `json:"total"`  // connections so far, without those refused by ACL and limit of the route
+	Broken  uint64            `json:"broken"` // of those, which ended in a reset or by force
+	Refused map[Reason]uint64 `json:"refused,omitempty"`
+	Up      int64             `json:"up"` // bytes from clients to backends
+	Down    int64             `json:"down"`
+}
+
+// Stats returns how the Router stands now.
+func (r *Router) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := Stats{Conns: r.seats.count(), Sniffing: len(r.waiting), Draining: r.draining, Refused: r.refused.copy()}
+	for _, t := range r.tracks {
+		rs := RouteStats{
+			Name: t.name, Removed: t.removed, Conns: len(t.conns), Total: t.total.Load(), Broken: t.broken.Load(),
+			Refused: t.refused.copy(), Up: t.up, Down: t.down,
+		}
+		for c := range t.conns {
+			up, down := c.in.counter.Bytes()
+			rs.Up += up
+			rs.Down += down
+		}
+		s.Routes = append(s.Routes, rs)
+	}
+	slices.SortFunc(s.Routes, func(a, b RouteStats) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// refusals counts by reason. Its zero value is ready for use.
+type refusals struct {
+	mu sync.Mutex
+	n  map[Reason]uint64
+}
+
+func (r *refusals) add(reason Reason) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n == nil {
+		r.n = make(map[Reason]uint64)
+	}
+	r.n[reason]++
+}
+
+func (r *refusals) copy() map[Reason]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.n)
+}
