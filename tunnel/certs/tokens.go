@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/yamldoc"
 	"sigs.k8s.io/yaml"
 )
 
@@ -134,7 +135,7 @@ func parseTokens(data []byte) ([]Token, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")
 	}
-	if several(data) {
+	if yamldoc.Several(data) {
 		return nil, errors.New("several YAML documents: write one list")
 	}
 	data, err := yaml.YAMLToJSONStrict(data)
@@ -225,29 +226,4 @@ func tokenHash(s string, errs []error) (string, []error) {
 		return "", append(errs, errors.New("sha256: this is the hash of an empty token"))
 	}
 	return s, errs
-}
-
-// several reports whether anything follows the first YAML document, which the
-// decoder would leave out in silence. A line that begins with "---" always
-// begins a document, and "..." ends one (YAML 1.2, section 9.1).
-func several(data []byte) bool {
-	content, ended := false, false
-	for line := range bytes.Lines(data) {
-		line = bytes.TrimRight(line, " \t\r\n")
-		switch {
-		case len(line) == 0 || line[0] == '#' || line[0] == '%':
-		case bytes.Equal(line, []byte("---")) || bytes.HasPrefix(line, []byte("--- ")):
-			if content {
-				return true
-			}
-			content = len(line) > 4
-		case bytes.Equal(line, []byte("...")):
-			ended = true
-		case ended:
-			return true
-		default:
-			content = true
-		}
-	}
-	return false
 }

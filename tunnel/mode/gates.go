@@ -1,13 +1,13 @@
 package mode
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/yamldoc"
 	"sigs.k8s.io/yaml"
 )
 
@@ -86,7 +86,7 @@ const gardenletKind = "GardenletConfiguration"
 // which the gardenlet would not read. The error names the gate. Gates that this package
 // does not know are kept, since the gardenlet has more of them.
 func ParseGates(data []byte) (Gates, error) {
-	if severalDocuments(data) {
+	if yamldoc.Several(data) {
 		return nil, errors.New("feature gates: there is more than one YAML document")
 	}
 	var top any
@@ -126,28 +126,6 @@ func ParseGates(data []byte) (Gates, error) {
 	default:
 		return nil, fmt.Errorf("featureGates: it is %s, want a map of gates to true or false", describe(gates))
 	}
-}
-
-// severalDocuments reports whether something stands behind the first document. The
-// parser stops there without a word. YAML keeps lines that begin with three hyphens
-// for this, whatever surrounds them.
-func severalDocuments(data []byte) bool {
-	begun, second := false, false
-	for line := range bytes.Lines(data) {
-		rest, marker := bytes.CutPrefix(line, []byte("---"))
-		if marker && (len(rest) == 0 || rest[0] <= ' ') {
-			second = begun
-			begun = true
-			line = rest
-		}
-		if text := bytes.TrimSpace(line); len(text) > 0 && text[0] != '#' && text[0] != '%' {
-			if second {
-				return true
-			}
-			begun = true
-		}
-	}
-	return false
 }
 
 func gatesOf(prefix string, values map[string]any) (Gates, error) {
