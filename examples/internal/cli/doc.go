@@ -28,6 +28,7 @@
 //
 // # What it does not do
 //
-// It reads no configuration file and no environment variable, and it is not
-// part of the library: the module's own programs use it, and nobody else can.
+// It understands no configuration file, though it follows one (see [File]), and
+// no environment variable, and it is not part of the library: the module's own
+// programs use it, and nobody else can.
 package cli

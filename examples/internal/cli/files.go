@@ -9,7 +9,7 @@ import (
 	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
 )
 
-// Follower is a certs.KeyPair, certs.Pool or certs.Tokens.
+// Follower is a certs.KeyPair, certs.Pool or certs.Tokens, or a [File].
 type Follower interface {
 	Load() error
 	Ready() error

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -56,6 +57,18 @@ func (f *Flags) Text(p *string, name, value, usage string) {
 func (f *Flags) Duration(p *time.Duration, name, usage string) {
 	f.set.DurationVar(p, name, *p, "")
 	f.add(name, "DURATION", usage, p.String())
+}
+
+// Int defines a flag with a whole number, whose default is what *p holds.
+func (f *Flags) Int(p *int, name, usage string) {
+	f.set.IntVar(p, name, *p, "")
+	f.add(name, "N", usage, strconv.Itoa(*p))
+}
+
+// Bool defines a flag without a value, which sets *p to true.
+func (f *Flags) Bool(p *bool, name, usage string) {
+	f.set.BoolVar(p, name, *p, "")
+	f.add(name, "", usage, "")
 }
 
 // Each defines a flag that may be repeated: add gets each value, and its error
@@ -125,7 +138,7 @@ func (f *Flags) Help(w io.Writer) {
 			b.WriteString("\n" + i.usage + ":\n")
 			continue
 		}
-		b.WriteString("  --" + i.name + " " + i.value + "\n")
+		b.WriteString(strings.TrimRight("  --"+i.name+" "+i.value, " ") + "\n")
 		wrap(&b, i.usage, "        ", 80)
 	}
 	_, _ = io.WriteString(w, b.String())
