@@ -65,10 +65,10 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		defer close(reset)
 		_ = relay.Reset(c)
 	})
-	err = d.greet(ctx, c)
+	err = d.greet(ctx, c, address)
 	if !stop() {
 		<-reset
-		return nil, fmt.Errorf("proxyproto: header to %s: %w", address, ctxError(ctx))
+		return nil, greetError(address, ctxError(ctx))
 	}
 	if err != nil {
 		_ = relay.Reset(c)
@@ -87,7 +87,7 @@ func (d *Dialer) dial() DialFunc {
 }
 
 // greet sends the header.
-func (d *Dialer) greet(ctx context.Context, c net.Conn) error {
+func (d *Dialer) greet(ctx context.Context, c net.Conn, address string) error {
 	h := &Header{Local: true}
 	if d.Header != nil {
 		var err error
@@ -95,7 +95,18 @@ func (d *Dialer) greet(ctx context.Context, c net.Conn) error {
 			return err
 		}
 	}
-	return WriteHeader(c, h)
+	b, err := h.frame()
+	if err == nil {
+		err = writeFrame(c, b)
+	}
+	if err != nil {
+		return greetError(address, err)
+	}
+	return nil
+}
+
+func greetError(address string, err error) error {
+	return fmt.Errorf("proxyproto: header to %s: %w", address, err)
 }
 
 // ctxError says why the context ended. A deadline of a context is not one of

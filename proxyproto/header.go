@@ -1,8 +1,6 @@
 package proxyproto
 
-import (
-	"net"
-)
+import "net"
 
 // Header is one PROXY header: whose connection this is.
 type Header struct {
@@ -40,12 +38,7 @@ func HeaderOf(c net.Conn) *Header {
 // TLV returns the value of the first TLV of that type, and whether there is
 // one. The value must not be changed.
 func (h *Header) TLV(t TLVType) (value []byte, ok bool) {
-	for _, tlv := range h.TLVs {
-		if tlv.Type == t {
-			return tlv.Value, true
-		}
-	}
-	return nil, false
+	return find(h.TLVs, t)
 }
 
 // Authority returns the host name that the client asked for, which is the SNI

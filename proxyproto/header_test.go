@@ -35,7 +35,7 @@ func v2(command, family byte, payload string) string {
 }
 
 func tlv(t TLVType, value string) string {
-	return string(byte(t)) + string([]byte{byte(len(value) >> 8), byte(len(value))}) + value
+	return string([]byte{byte(t), byte(len(value) >> 8), byte(len(value))}) + value
 }
 
 const (

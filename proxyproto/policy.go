@@ -51,7 +51,8 @@ type Options struct {
 	// Whoever is required or allowed to send a header can name any client:
 	// load balancers and nobody else.
 	Rules []Rule
-	// Default is for peers in no rule, those on UNIX sockets included.
+	// Default is for peers in no rule, those on UNIX sockets and others without
+	// a *net.TCPAddr included.
 	Default Policy
 	// Inner is for a header behind the one that names the client, and for the
 	// only header of a peer that may not name a client. It is read from

@@ -39,6 +39,9 @@ const (
 	TypeSSLCipher     TLVType = 0x23 // cipher, by the name that OpenSSL gives it
 	TypeSSLSigAlg     TLVType = 0x24 // what the server's certificate is signed with
 	TypeSSLKeyAlg     TLVType = 0x25 // kind of key of the server's certificate
+	TypeSSLGroup      TLVType = 0x26 // group of the key exchange
+	TypeSSLSigScheme  TLVType = 0x27 // what the server signed the handshake with
+	TypeSSLClientCert TLVType = 0x28 // the client's certificate, DER
 )
 
 // SSLFlags says how a client used TLS.
@@ -46,10 +49,9 @@ type SSLFlags byte
 
 // Bits of SSL.Client.
 const (
-	SSLConnected   SSLFlags = 0x01 // the client connected over TLS
-	SSLCertOfConn  SSLFlags = 0x02 // it sent a certificate over this connection
-	SSLCertOfSess  SSLFlags = 0x04 // it sent one in this TLS session, maybe earlier
-	sslFlagsSender          = SSLCertOfConn | SSLCertOfSess
+	SSLConnected  SSLFlags = 0x01 // the client connected over TLS
+	SSLCertOfConn SSLFlags = 0x02 // it sent a certificate over this connection
+	SSLCertOfSess SSLFlags = 0x04 // it sent one in this TLS session, maybe earlier
 )
 
 // SSL is what a sender that ended TLS tells of it. It is a claim like the
@@ -67,12 +69,12 @@ type SSL struct {
 
 // Verified reports whether the client sent a certificate, now or earlier in the
 // session, that the sender found good.
-func (s *SSL) Verified() bool { return s.Client&sslFlagsSender != 0 && s.Verify == 0 }
+func (s *SSL) Verified() bool { return s.Client&(SSLCertOfConn|SSLCertOfSess) != 0 && s.Verify == 0 }
 
 // TLV returns the value of the first detail of that type, and whether there is
 // one. The value must not be changed.
 func (s *SSL) TLV(t TLVType) (value []byte, ok bool) {
-	return (&Header{TLVs: s.TLVs}).TLV(t)
+	return find(s.TLVs, t)
 }
 
 // Version returns the version of TLS, such as "TLSv1.3", or "".
@@ -107,6 +109,15 @@ func (h *Header) SSL() (*SSL, error) {
 		return nil, &HeaderError{Err: fmt.Errorf("%w: SSL: %w", ErrMalformed, err)}
 	}
 	return &SSL{Client: SSLFlags(raw.Client), Verify: raw.Verify, TLVs: fromCodec(raw.TLV)}, nil
+}
+
+func find(tlvs []TLV, t TLVType) (value []byte, ok bool) {
+	for _, tlv := range tlvs {
+		if tlv.Type == t {
+			return tlv.Value, true
+		}
+	}
+	return nil, false
 }
 
 func toCodec(tlvs []TLV) []codec.TLV {

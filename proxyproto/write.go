@@ -26,6 +26,10 @@ func WriteHeader(w io.Writer, h *Header) error {
 	if err != nil {
 		return fmt.Errorf("proxyproto: %w", err)
 	}
+	return writeFrame(w, b)
+}
+
+func writeFrame(w io.Writer, b []byte) error {
 	n, err := w.Write(b)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
