@@ -7,14 +7,25 @@
 // reaches nodes, pods and services back through that connection. A rhizome is
 // the underground stem that connects shoots.
 //
-//	kube-apiserver ── egress selector, CONNECT ──►  proxy-server  ◄── session ── proxy-agent ──► pods, nodes, services
-//	Prometheus ────── CONNECT, absolute form ────►  (seed, many clusters)         (shoot)
+//	kube-apiserver ── egress selector, CONNECT ──►  proxy-server  ◄── session ── entrypoint ◄── proxy-agent ──► pods, nodes, services
+//	Prometheus ────── CONNECT, absolute form ────►  (seed, many clusters)        (one LB)       (shoot)
+//
+//	kubectl ───────── TLS, by server name ─────────────────────────────────────► entrypoint ──► the shoot's kube-apiserver
+//	pod ───────────── apiserver-proxy, PROXY v2 by address ────────────────────► entrypoint ──► the shoot's kube-apiserver
 //
 // # Packages
 //
 //   - [github.com/rhizome-tunnel/rhizome/tunnel]: the reverse tunnel. Agents
 //     dial out to a Server, and the Server dials through them; an HTTP proxy
 //     and dial functions lead in.
+//   - [github.com/rhizome-tunnel/rhizome/tunnel/entrypoint]: the front that
+//     all clusters share. A Router tells connections apart by server name, PROXY
+//     destination or CONNECT header, and Forward carries them to backends.
+//   - [github.com/rhizome-tunnel/rhizome/tunnel/intercept]: the shoot's
+//     apiserver-proxy. It owns the API server's address on a node and
+//     forwards to the entrypoint.
+//   - [github.com/rhizome-tunnel/rhizome/proxyproto]: PROXY headers at both
+//     ends, stacked ones too, with trust decided by the peer's address.
 //   - [github.com/rhizome-tunnel/rhizome/tunnel/connect]: HTTP CONNECT, both
 //     sides: the Dialer that Go lacks, and a Handler that makes a proxy of any
 //     dial function, with typed errors that survive every hop.
@@ -30,9 +41,9 @@
 //     EgressSelectorConfiguration: read, validated, generated and dialled.
 //
 // Imports only point down this list's layers: tunnel uses connect, certs and
-// relay; egress uses connect and certs; connect uses relay; relay, certs and mode
-// use nothing of ours. A user of
-// one primitive does not pay for the rest.
+// relay; entrypoint and intercept use proxyproto, connect and relay; egress uses
+// connect and certs; connect and proxyproto use relay; relay, certs and mode use
+// nothing of ours. A user of one primitive does not pay for the rest.
 //
 // # Rules that hold everywhere
 //
@@ -58,6 +69,8 @@
 //
 //	go run ./examples/quickstart
 //
-// which has the whole path in one process. examples/seed/proxy-server and
-// examples/shoot/proxy-agent are the two ends for real clusters.
+// which has the whole path in one process. In real clusters the seed runs
+// examples/seed/proxy-server, entrypoint and, beside what cannot speak mTLS to a
+// proxy, proxy-client; the shoot runs examples/shoot/proxy-agent and
+// apiserver-proxy.
 package rhizome

@@ -19,6 +19,7 @@ import (
 	"github.com/rhizome-tunnel/rhizome/examples/internal/clitest"
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/entrypoint"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -229,5 +230,23 @@ func TestBadFlags(t *testing.T) {
 	defer taken.Close()
 	if err := run(t.Context(), []string{"--config", w.config(w.route("a", nameA)), "--admin-listen", taken.Addr().String()}, &out, &out); err == nil || !strings.Contains(err.Error(), "--admin-listen") {
 		t.Errorf("a port in use: %v", err)
+	}
+}
+
+// What the README and the help show works as pasted.
+func TestShownConfigurations(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, _ := strings.Cut(string(readme), "```yaml\nlisteners:")
+	shown, _, _ = strings.Cut("listeners:"+shown, "```")
+	_, inHelp, _ := strings.Cut(help, "A configuration, whole:\n")
+	inHelp, _, _ = strings.Cut(inHelp, "\nThe file is followed.")
+	for name, text := range map[string]string{"README": shown, "-h": strings.ReplaceAll(inHelp, "\n  ", "\n")} {
+		if c, err := entrypoint.ParseConfig([]byte(text)); err != nil || len(c.Listeners) != 3 || len(c.Routes) == 0 {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
 	}
 }
