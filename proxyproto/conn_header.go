@@ -41,6 +41,9 @@ func (c *Conn) advanceLocked(to int32) error {
 		}
 		s.h = h
 		if stage+1 == stageData {
+			if h != nil {
+				c.look = look{} // behind a header that was awaited all is data
+			}
 			c.inspect(c.unread)
 		}
 		c.stage.Store(stage + 1)

@@ -47,8 +47,7 @@
 // The inner header says where to. Its destination is a key to look up, never
 // an address to dial; its source was written by whoever wanted to, and is
 // neither for access control nor for a log. A peer that may not send an outer
-// header sends the inner one alone, and ErrRefused is what it gets for two.
-// What follows behind the last header is data, also if it looks like another
+// header sends the inner one alone: the first of two counts as that. What follows behind the last header is data, also if it looks like another
 // one, and comes out of Read untouched.
 //
 // # Headers

@@ -58,6 +58,7 @@ func TestRelaySplices(t *testing.T) {
 		splices bool
 	}{
 		{"header", &Options{Default: Require, Inner: Require}, wire(t, outerHeader, innerHeader), (*Conn).ReadHeader, true},
+		{"only the inner one", &Options{Inner: Require}, wire(t, innerHeader), (*Conn).ReadHeader, true},
 		{"no header", &Options{Default: Accept}, nil, (*Conn).ReadHeader, true},
 		{"refuse", nil, nil, func(c *Conn) error { _, err := c.Read(make([]byte, 1)); return err }, true},
 		{"pending", &Options{Default: Require}, wire(t, outerHeader), func(*Conn) error { return nil }, false},

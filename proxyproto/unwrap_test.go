@@ -94,7 +94,6 @@ func TestRelay(t *testing.T) {
 		{"no header", nil, []any{"question"}, false, nil},
 		{"missing", &Options{Default: Require}, []any{"question"}, false, ErrNoHeader},
 		{"refused", nil, []any{outerHeader, "question"}, false, ErrRefused},
-		{"refused behind the inner one", &Options{Inner: Require}, []any{innerHeader, outerHeader, "question"}, false, ErrRefused},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			peer, b := tcpPair(t)

@@ -1,6 +1,6 @@
 // Package interop proves with the real counterparts that what the library and
-// its programs say is understood: the egress selector of k8s.io/apiserver,
-// curl and openssl. It holds tests only:
+// its programs say is understood: the egress selector of k8s.io/apiserver, curl,
+// openssl, HAProxy, OpenVPN and Prometheus. It holds tests only:
 //
 //	cd examples/interop && go test -count 1 ./...
 //

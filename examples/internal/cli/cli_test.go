@@ -258,6 +258,24 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+func TestIntBool(t *testing.T) {
+	n, yes := 7, false
+	f := NewFlags("p", "")
+	f.Int(&n, "number", "a number")
+	f.Bool(&yes, "yes", "no value")
+	if err := f.Parse([]string{"--yes", "--number=8"}, nil); err != nil || n != 8 || !yes {
+		t.Errorf("%d %t %v", n, yes, err)
+	}
+	if err := f.Parse([]string{"--number", "x"}, nil); err == nil || !strings.Contains(err.Error(), `invalid value "x" for flag --number`) {
+		t.Errorf("got %v", err)
+	}
+	var out bytes.Buffer
+	f.Help(&out)
+	if want := "\n  --number N\n        a number (default 7)\n  --yes\n        no value\n"; out.String() != want {
+		t.Errorf("help: %q", &out)
+	}
+}
+
 func TestLog(t *testing.T) {
 	f := NewFlags("p", "")
 	var l Log

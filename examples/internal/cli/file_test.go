@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
+)
+
+// TestFile follows a file through good, bad and missing content. What its log
+// says, and how often, is what an operator learns.
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	tunneltest.Bubble(t, func(t *testing.T) {
+		var logs bytes.Buffer
+		var used []string
+		elsewhere := errors.New("another file is missing")
+		f := &File{Path: path, Logger: slog.New(slog.NewTextHandler(&logs, nil)), Use: func(content []byte) error {
+			switch s := string(content); {
+			case strings.HasPrefix(s, "bad"):
+				return errors.New(s)
+			case s == "waits" && elsewhere != nil:
+				return elsewhere
+			default:
+				used = append(used, s)
+				return nil
+			}
+		}}
+		if err := f.Ready(); err == nil || !strings.Contains(err.Error(), "not read yet") {
+			t.Errorf("before the first look: %v", err)
+		}
+		if err := f.Load(); !errors.Is(err, os.ErrNotExist) || f.Ready() == nil {
+			t.Errorf("no file: %v, then %v", err, f.Ready())
+		}
+		write := func(s string) {
+			if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one")
+		if err := errors.Join(f.Load(), f.Load(), f.Ready()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wait sync.WaitGroup
+		wait.Go(func() {
+			if err := f.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		said := 0
+		step := func(content string, after time.Duration, want ...string) {
+			t.Helper()
+			if content == "" {
+				os.Remove(path)
+			} else {
+				write(content)
+			}
+			time.Sleep(after)
+			synctest.Wait()
+			lines := strings.SplitAfter(logs.String()[said:], "\n")
+			said = logs.Len()
+			if len(lines)-1 != len(want) {
+				t.Errorf("%q: the log says %q, want %q", content, lines, want)
+				return
+			}
+			for i, text := range want {
+				if !strings.Contains(lines[i], text) {
+					t.Errorf("%q: the log says %q, want %q", content, lines[i], text)
+				}
+			}
+			if err := f.Ready(); err != nil {
+				t.Errorf("%q: %v", content, err)
+			}
+		}
+		time.Sleep(time.Second) // looks are at 10 s, 20 s …
+		step("one", 30*time.Second)
+		step("two", 10*time.Second, "file loaded")
+		step("bad", 30*time.Second, "what was in use stays in use")
+		step("bad in another way", 30*time.Second, "in another way")
+		step("two", 20*time.Second, "good again, unchanged")
+		step("", 20*time.Second, "no such file")
+		step("waits", 20*time.Second, "another file is missing")
+		elsewhere = nil
+		step("waits", 20*time.Second, "file loaded")
+		step(strings.Repeat("x", certs.MaxFileSize+1), 20*time.Second, "has more than")
+		cancel()
+		wait.Wait()
+		if got := strings.Join(used, " "); got != "one two waits" {
+			t.Errorf("used %s", got)
+		}
+	})
+}
+
+func TestFileWithoutLogger(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	ctx, cancel := context.WithCancel(t.Context())
+	f := &File{Path: path, Interval: -1, Use: func([]byte) error { return nil }}
+	cancel()
+	if err := f.Run(ctx); err != nil || !errors.Is(f.Ready(), os.ErrNotExist) {
+		t.Errorf("got %v, then %v", err, f.Ready())
+	}
+	if err := os.WriteFile(path, []byte("four"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.MaxBytes = 3
+	if err := f.Load(); err == nil || !strings.Contains(err.Error(), "more than 3 bytes") {
+		t.Errorf("a file that is too large: %v", err)
+	}
+	f.MaxBytes = 4
+	if err := f.Load(); err != nil {
+		t.Error(err)
+	}
+	if err := (&File{Path: t.TempDir()}).Load(); err == nil {
+		t.Error("a folder is no error")
+	}
+}
