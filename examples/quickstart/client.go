@@ -11,11 +11,11 @@ import (
 	"net/http/httptrace"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/egress"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/entrypoint"
 )
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
@@ -24,7 +24,7 @@ type dialFunc = func(ctx context.Context, network, address string) (net.Conn, er
 // what a kube-apiserver would: a dial function.
 func (t *tour) egress(context.Context) error {
 	generated, err := egress.Generate(&egress.Options{
-		URL:        "https://" + t.clients.Addr().String(),
+		URL:        "https://" + t.demo.clients.Addr().String(),
 		CABundle:   filepath.Join(t.dir, "ca.crt"),
 		ClientCert: filepath.Join(t.dir, "client.crt"),
 		ClientKey:  filepath.Join(t.dir, "client.key"),
@@ -45,104 +45,116 @@ func (t *tour) egress(context.Context) error {
 	}
 	t.dial = (&egress.Selector{Config: config}).Dialer(egress.Cluster)
 	t.tell("egress", file,
-		"is written: kube-apiserver would send the cluster's traffic through the server")
+		"is written: "+t.demo.name+"'s kube-apiserver would send its traffic through the server")
 	return nil
 }
 
 // request is what kubectl logs is at heart: HTTPS to a kubelet, from afar.
 func (t *tour) request(ctx context.Context) error {
-	target := net.JoinHostPort(nodeName, port(t.node1))
-	transport := &http.Transport{
-		DialContext:     t.dial,
-		TLSClientConfig: &tls.Config{RootCAs: t.ca.Pool()},
-	}
-	defer transport.CloseIdleConnections()
 	var asked, open time.Time
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GetConn:           func(string) { asked = time.Now() },
 		TLSHandshakeStart: func() { open = time.Now() },
 	})
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+target+"/pods", http.NoBody)
-	if err != nil {
-		return err
-	}
-	res, err := transport.RoundTrip(r)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+	answer, err := t.pods(ctx, t.dial, &t.demo)
 	if err != nil {
 		return err
 	}
 	done := time.Since(asked)
-	t.tell("request", "GET "+r.URL.String(),
-		"client  ► server    CONNECT "+target+", as a client of "+cluster,
+	t.tell("request", "GET https://"+t.demo.kubelet()+"/pods",
+		"client  ► server    CONNECT "+t.demo.kubelet()+", client of "+t.demo.name,
 		"server  ► agent     a stream of the session, with the same CONNECT",
-		"agent   ► kubelet   "+<-t.dialled,
+		"agent   ► kubelet   "+<-t.demo.dialled,
 		fmt.Sprintf("client  ◄ server    200, the tunnel is open after %s", ms(open.Sub(asked))),
-		fmt.Sprintf("client ◄─► kubelet  %s from end to end: HTTP %d %q", tls.VersionName(res.TLS.Version), res.StatusCode, body),
+		"client ◄─► kubelet  "+answer,
 		"                    all in all "+ms(done))
 	return nil
 }
 
+// pods asks the kubelet of a cluster what it runs.
+func (t *tour) pods(ctx context.Context, dial dialFunc, c *cluster) (answer string, err error) {
+	transport := &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{RootCAs: t.ca.Pool()}}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.kubelet()+"/pods", http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	res, err := transport.RoundTrip(r)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s from end to end: HTTP %d %q", tls.VersionName(res.TLS.Version), res.StatusCode, body), nil
+}
+
 // closedPort shows that a refusal crosses all hops, at once and with its kind.
 func (t *tour) closedPort(ctx context.Context) error {
-	err := t.refused(ctx, "closed port", net.JoinHostPort(nodeName, t.closed), func() string { return "agent " + <-t.dialled })
-	if !errors.Is(err, connect.ErrRefused) {
-		return fmt.Errorf("a closed port gave %w", err)
+	target := net.JoinHostPort(t.demo.nodeName(), t.demo.closed)
+	e, took, err := refused(ctx, t.dial, target, connect.ErrRefused)
+	if err != nil {
+		return err
 	}
+	t.tell("closed port", "CONNECT "+target,
+		"agent "+<-t.demo.dialled,
+		fmt.Sprintf("client gets %d %s after %s;", e.Status, e.Reason, ms(took)),
+		"in Go that is errors.Is(err, connect.ErrRefused)")
 	return nil
 }
 
 // forbidden shows that the agent decides what may be dialled.
 func (t *tour) forbidden(ctx context.Context) error {
 	const metadata = "169.254.169.254:80" // the cloud's, with the node's credentials
-	err := t.refused(ctx, "forbidden", metadata, func() string { return "agent dials nothing: no rule of its own allows it" })
-	if !errors.Is(err, connect.ErrProhibited) {
-		return fmt.Errorf("a forbidden target gave %w", err)
+	e, took, err := refused(ctx, t.dial, metadata, connect.ErrProhibited)
+	if err != nil {
+		return err
 	}
+	t.tell("forbidden", "CONNECT "+metadata,
+		"agent dials nothing: no rule of its own allows it",
+		fmt.Sprintf("client gets %d %s after %s;", e.Status, e.Reason, ms(took)),
+		"in Go that is errors.Is(err, connect.ErrProhibited)")
 	return nil
 }
 
-// refused dials what cannot be dialled, tells how that went and returns it.
-func (t *tour) refused(ctx context.Context, what, target string, agent func() string) error {
+// apart shows what does not cross from one cluster to the other, and that the
+// entrypoint knows nothing but its routes.
+func (t *tour) apart(ctx context.Context) error {
+	answer, err := t.pods(ctx, t.other.srv.Dialer(t.other.name), &t.other)
+	if err != nil {
+		return err
+	}
+	foreign, _, err := refused(ctx, t.dial, t.other.kubelet(), connect.ErrDNS)
+	if err != nil {
+		return err
+	}
+	const unknown = "shoot--none"
+	stranger := &connect.Dialer{Address: t.front.Addr().String(), Header: http.Header{entrypoint.HeaderReversedVPN: {unknown}}}
+	denied, _, err := refused(ctx, stranger.DialContext, t.other.agents.Addr().String(), connect.ErrDenied)
+	if err != nil {
+		return err
+	}
+	t.tell("apart", "GET https://"+t.other.kubelet()+"/pods",
+		fmt.Sprintf("server of %-13s %s", t.other.name, answer),
+		fmt.Sprintf("server of %-13s %d %s: only its own agent is asked", t.demo.name, foreign.Status, foreign.Reason),
+		fmt.Sprintf("CONNECT %s, with %s: %s", t.other.agents.Addr(), entrypoint.HeaderReversedVPN, unknown),
+		fmt.Sprintf("%-23s %d %s: no route has that value", "entrypoint", denied.Status, denied.Reason))
+	return nil
+}
+
+// refused dials what cannot be dialled, and returns how that was told.
+func refused(ctx context.Context, dial dialFunc, target string, why connect.Reason) (*connect.Error, time.Duration, error) {
 	start := time.Now()
-	c, err := t.dial(ctx, "tcp", target)
+	c, err := dial(ctx, "tcp", target)
 	if err == nil {
-		return errors.Join(errors.New("no error"), c.Close())
+		return nil, 0, errors.Join(fmt.Errorf("%s was reached", target), c.Close())
 	}
 	took := time.Since(start)
 	var e *connect.Error
-	if !errors.As(err, &e) {
-		return err
+	if !errors.As(err, &e) || !errors.Is(err, why) {
+		return nil, 0, fmt.Errorf("want %v: %w", why, err)
 	}
-	t.tell(what, "CONNECT "+target, agent(),
-		fmt.Sprintf("client gets %d %s after %s;", e.Status, e.Reason, ms(took)),
-		fmt.Sprintf("in Go that is errors.Is(err, %s)", goName(e.Reason)))
-	return err
-}
-
-func goName(r connect.Reason) string {
-	switch r {
-	case connect.ErrRefused:
-		return "connect.ErrRefused"
-	case connect.ErrProhibited:
-		return "connect.ErrProhibited"
-	}
-	return fmt.Sprintf("connect.Reason(%q)", r)
-}
-
-// drain ends it in order: what is open may finish, and then nothing is left.
-func (t *tour) drain(ctx context.Context) error {
-	c := t.srv.Clusters()[0]
-	if err := errors.Join(t.srv.Shutdown(ctx), t.agt.Shutdown(ctx)); err != nil {
-		return err
-	}
-	t.tell("end", fmt.Sprintf("server and agent have drained: %d dials, %d of them refused,", c.Dials, c.Failed),
-		fmt.Sprintf("%d bytes to the agent and %d back", c.ToAgents, c.FromAgents))
-	fmt.Fprintf(t.out, "\n%s\n", strings.TrimSpace(`
-Next: go run ./examples/seed/proxy-server -h
-      go run ./examples/shoot/proxy-agent -h`))
-	return nil
+	return e, took, nil
 }

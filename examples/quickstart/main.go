@@ -1,5 +1,6 @@
-// Command quickstart shows the whole tunnel in one process: a server, an agent,
-// a stand-in kubelet, and a client that reads an EgressSelectorConfiguration as
+// Command quickstart shows the whole tunnel in one process: two clusters, each
+// with a server, an agent and a stand-in kubelet, one entrypoint that the agents
+// of both come in by, and a client that reads an EgressSelectorConfiguration as
 // kube-apiserver does. It talks over loopback with mTLS and throw-away
 // certificates, prints what happened at each hop, and ends.
 //
@@ -24,10 +25,12 @@ It needs no root, no network and no configuration, and takes no flags.
 
 const picture = `
 A control plane reaches a kubelet in a closed network, over a connection that
-the closed network opened.
+the closed network opened. All clusters of a seed come in by one address.
 
-  client ──── CONNECT ────►  server  ◄──── session ────  agent ────► kubelet
-  (control plane)            (seed)                      (shoot)     (node)
+  client ─ CONNECT ─► server ◄─┐                ┌─ session ─ agent ─► kubelet
+  (seed)                       ├── entrypoint ◄─┤            (shoot--demo)
+  client ─ CONNECT ─► server ◄─┘                └─ session ─ agent ─► kubelet
+  (seed)                                                     (shoot--other)
 
 `
 
@@ -45,11 +48,12 @@ func run(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	}
 	defer os.RemoveAll(dir)
 
-	t := &tour{out: stdout, dir: dir}
+	t := &tour{out: stdout, dir: dir, demo: cluster{name: "shoot--demo", pods: 3}, other: cluster{name: "shoot--other", pods: 5}}
 	defer t.stop()
 	fmt.Fprint(stdout, picture)
 	for _, step := range []func(context.Context) error{
-		t.certificates, t.kubelet, t.server, t.agent, t.egress, t.request, t.closedPort, t.forbidden, t.drain,
+		t.certificates, t.kubelets, t.servers, t.entrypoint, t.agents,
+		t.egress, t.request, t.closedPort, t.forbidden, t.apart, t.drain,
 	} {
 		if err := step(ctx); err != nil {
 			return errors.Join(err, context.Cause(ctx))
@@ -63,7 +67,7 @@ func (t *tour) tell(what string, lines ...string) {
 	t.steps++
 	for i, line := range lines {
 		if i == 0 {
-			fmt.Fprintf(t.out, "%d  %-13s %s\n", t.steps, what, line)
+			fmt.Fprintf(t.out, "%-2d %-13s %s\n", t.steps, what, line)
 		} else {
 			fmt.Fprintf(t.out, "   %-13s %s\n", "", line)
 		}

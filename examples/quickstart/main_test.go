@@ -31,7 +31,7 @@ func TestOutput(t *testing.T) {
 	got := out.String()
 	for _, c := range []struct{ re, with string }{
 		{`/\S*rhizome-quickstart-[0-9]+`, "DIR"},
-		{`(127\.0\.0\.1|node-1\.shoot\.internal):[0-9]+`, "$1:PORT"},
+		{`(127\.0\.0\.1|node-1\.shoot--[a-z]+\.internal):[0-9]+`, "$1:PORT"},
 		{`[0-9.]+ ms`, "N ms"},
 		{`[0-9]+ bytes to the agent and [0-9]+ back`, "N bytes to the agent and N back"},
 	} {
@@ -57,12 +57,33 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-// TestInterrupted ends it before it begins to be interesting.
+// TestInterrupted ends it before it begins to be interesting, and after each
+// step that another one needs.
 func TestInterrupted(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	stop := errors.New("enough")
-	cancel(stop)
-	if err := run(ctx, nil, &bytes.Buffer{}, &bytes.Buffer{}); !errors.Is(err, stop) {
+	for _, after := range []string{"A control plane", "entrypoint ", "agents ", "egress ", "request ", "closed port ", "forbidden "} {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		stop := errors.New("enough")
+		out := writerFunc(func(b []byte) {
+			if bytes.Contains(b, []byte(after)) {
+				cancel(stop)
+			}
+		})
+		if err := run(ctx, nil, out, &bytes.Buffer{}); !errors.Is(err, stop) {
+			t.Errorf("after %q: got %v", after, err)
+		}
+		cancel(nil)
+	}
+}
+
+type writerFunc func(b []byte)
+
+func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
+
+// TestNoDisk is without a place for the files.
+func TestNoDisk(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("TMP", os.Getenv("TMPDIR")) // windows
+	if err := run(context.Background(), nil, &bytes.Buffer{}, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

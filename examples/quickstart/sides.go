@@ -2,26 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
-	"net/http"
-	"net/netip"
+	"strings"
 	"sync"
-	"time"
 
-	"github.com/rhizome-tunnel/rhizome/tunnel"
+	"github.com/rhizome-tunnel/rhizome/tunnel/entrypoint"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
-)
-
-// The cluster, and a node of it. Only the agent can resolve the node's name.
-const (
-	cluster  = "shoot--demo"
-	nodeName = "node-1.shoot.internal"
-	loopback = "127.0.0.1"
 )
 
 // tour is everything that the steps share.
@@ -30,22 +18,17 @@ type tour struct {
 	dir   string // of temporary files
 	steps int
 
-	ca      *tunneltest.CA
-	serving tls.Certificate // of the server
-	node    tls.Certificate // of the kubelet
-	agentID tls.Certificate // of the agent
+	ca          *tunneltest.CA
+	demo, other cluster
 
-	clients, agents net.Listener // the server's doors
-	node1           net.Listener // the kubelet's port
-	closed          string       // a port of the node where nobody listens
+	front  net.Listener // the entrypoint's port
+	router entrypoint.Router
+	serve  sync.WaitGroup
 
-	srv     *tunnel.Server
-	agt     *tunnel.Agent
-	kube    *http.Server
-	serve   sync.WaitGroup
-	dialled chan string // what the agent dialled, and how that went
-	dial    dialFunc    // the client's, out of the egress configuration
+	dial dialFunc // that of demo's client, out of the egress configuration
 }
+
+func (t *tour) clusters() []*cluster { return []*cluster{&t.demo, &t.other} }
 
 // certificates makes an authority and what it signs.
 func (t *tour) certificates(context.Context) error {
@@ -53,23 +36,14 @@ func (t *tour) certificates(context.Context) error {
 	if t.ca, err = tunneltest.NewCA("quickstart"); err != nil {
 		return err
 	}
-	client, err := t.ca.Issue(tunneltest.CertOptions{CommonName: "kube-apiserver", Cluster: cluster, Client: true})
-	if err != nil {
-		return err
-	}
-	for _, c := range []struct {
-		to      *tls.Certificate
-		options tunneltest.CertOptions
-	}{
-		{&t.serving, tunneltest.CertOptions{CommonName: "proxy-server", IPs: []string{loopback}, Server: true}},
-		{&t.agentID, tunneltest.CertOptions{CommonName: "proxy-agent", Cluster: cluster, Client: true}},
-		{&t.node, tunneltest.CertOptions{CommonName: "kubelet", DNS: []string{nodeName}, Server: true}},
-	} {
-		made, err := t.ca.Issue(c.options)
-		if err != nil {
+	for _, c := range t.clusters() {
+		if err := c.issue(t.ca); err != nil {
 			return err
 		}
-		*c.to = made.TLS
+	}
+	client, err := t.ca.Issue(tunneltest.CertOptions{CommonName: "kube-apiserver", Cluster: t.demo.name, Client: true})
+	if err != nil {
+		return err
 	}
 	if _, err := t.ca.WriteFile(t.dir, "ca"); err != nil {
 		return err
@@ -77,136 +51,108 @@ func (t *tour) certificates(context.Context) error {
 	if _, _, err := client.WriteFiles(t.dir, "client"); err != nil {
 		return err
 	}
-	t.tell("certificates", "a throw-away CA signs one each for server, agent, client and kubelet;",
-		"those of agent and client say: cluster "+cluster)
+	t.tell("certificates", "a throw-away CA signs one each for servers, agents, kubelets and a client;",
+		"those of agents and client say: cluster "+t.demo.name+", or "+t.other.name)
 	return nil
 }
 
-// kubelet starts what the client wants to reach.
-func (t *tour) kubelet(context.Context) error {
+// kubelets starts what clients want to reach.
+func (t *tour) kubelets(context.Context) error {
+	for _, c := range t.clusters() {
+		if err := c.startKubelet(); err != nil {
+			return err
+		}
+	}
+	t.tell("kubelets", "https://"+t.demo.kubelet(), "https://"+t.other.kubelet(),
+		"names that only the agent of the same cluster can resolve")
+	return nil
+}
+
+// servers starts one for each cluster.
+func (t *tour) servers(context.Context) error {
+	var lines []string
+	for _, c := range t.clusters() {
+		if err := c.startServer(t.ca); err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprintf("%-13s for clients on %s and for agents on %s", c.name, c.clients.Addr(), c.agents.Addr()))
+	}
+	t.tell("servers", lines...)
+	return nil
+}
+
+// entrypoint opens the one port for the agents of all clusters.
+func (t *tour) entrypoint(context.Context) error {
+	var routes []*entrypoint.Route
+	var lines []string
+	for _, c := range t.clusters() {
+		backend := c.agents.Addr().String()
+		routes = append(routes, &entrypoint.Route{
+			Name:         c.name + "/proxy-server",
+			HeaderValues: []string{c.key()},
+			Handler:      &entrypoint.Forward{Backends: []string{backend}},
+		})
+		lines = append(lines, fmt.Sprintf("%-58s ─► %s", c.key(), backend))
+	}
+	if err := t.router.SetRoutes(routes); err != nil {
+		return err
+	}
 	var err error
-	if t.node1, err = net.Listen("tcp", net.JoinHostPort(loopback, "0")); err != nil {
+	if t.front, err = net.Listen("tcp", net.JoinHostPort(loopback, "0")); err != nil {
 		return err
 	}
-	t.kube = &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(w, "%d pods run here", 3)
-		}),
-		ReadHeaderTimeout: 5 * time.Second,
-		ErrorLog:          log.New(io.Discard, "", 0),
-	}
-	l := tls.NewListener(t.node1, &tls.Config{Certificates: []tls.Certificate{t.node}})
-	t.serve.Go(func() { _ = t.kube.Serve(l) })
-
-	// A port where nobody listens, for later.
-	free, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-	if err != nil {
-		return err
-	}
-	t.closed = port(free)
-	t.tell("kubelet", "https://"+net.JoinHostPort(nodeName, port(t.node1))+", a name that only the agent can resolve")
-	return free.Close()
+	t.serve.Go(func() { _ = t.router.Serve(t.front, &entrypoint.Door{By: entrypoint.ByHeader}) })
+	t.tell("entrypoint", append([]string{fmt.Sprintf("listens on %s for all, and has a route for each value of a header:", t.front.Addr())}, lines...)...)
+	return nil
 }
 
-// server opens two doors with mTLS: one for clients, one for agents.
-func (t *tour) server(context.Context) error {
-	t.srv = &tunnel.Server{ID: "server-1"}
-	config := &tls.Config{
-		Certificates: []tls.Certificate{t.serving},
-		ClientCAs:    t.ca.Pool(),
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		NextProtos:   []string{"http/1.1"},
+// agents connects those of both clusters.
+func (t *tour) agents(ctx context.Context) error {
+	for _, c := range t.clusters() {
+		if err := c.startAgent(ctx, t.ca, t.front.Addr().String()); err != nil {
+			return err
+		}
 	}
-	for _, door := range []struct {
-		listener *net.Listener
-		rules    tunnel.Door
-	}{
-		{&t.clients, tunnel.Door{NoAgents: true}},
-		{&t.agents, tunnel.Door{NoClients: true}},
+	a := t.demo.srv.Clusters()[0]
+	t.tell("agents", "dial out to the entrypoint, and no port is open on their side; that of "+a.Cluster+":",
+		"agent      ► entrypoint  CONNECT "+t.demo.host()+":8132",
+		"                         "+entrypoint.HeaderReversedVPN+": outbound|8132||…, as its route has it",
+		"entrypoint ► server      a connection to where the route leads",
+		"agent     ◄─► server     mTLS from end to end, and here that name counts",
+		fmt.Sprintf("                         session of %q in cluster %s", a.Agents[0].ID, a.Cluster))
+	return nil
+}
+
+// drain ends it in order: what is open may finish, and then nothing is left.
+func (t *tour) drain(ctx context.Context) error {
+	c := t.demo.srv.Clusters()[0]
+	for _, shutdown := range []func(context.Context) error{
+		t.demo.agt.Shutdown, t.other.agt.Shutdown, t.demo.srv.Shutdown, t.other.srv.Shutdown, t.router.Shutdown,
 	} {
-		l, err := tls.Listen("tcp", net.JoinHostPort(loopback, "0"), config)
-		if err != nil {
+		if err := shutdown(ctx); err != nil {
 			return err
 		}
-		*door.listener = l
-		t.serve.Go(func() { _ = t.srv.ServeDoor(l, door.rules) })
 	}
-	t.tell("server", fmt.Sprintf("listens for clients on %s and for agents on %s", t.clients.Addr(), t.agents.Addr()))
+	front := t.router.Stats()
+	var carried uint64
+	for _, r := range front.Routes {
+		carried += r.Total
+	}
+	t.tell("end", fmt.Sprintf("all have drained; %s had %d dials, %d of them refused,", c.Cluster, c.Dials, c.Failed),
+		fmt.Sprintf("%d bytes to the agent and %d back;", c.ToAgents, c.FromAgents),
+		fmt.Sprintf("the entrypoint has carried %d connections and refused %d", carried, front.Refused[entrypoint.ReasonUnknown]))
+	fmt.Fprintf(t.out, "\n%s\n", strings.TrimSpace(`
+Next: go run ./examples/seed/proxy-server -h
+      go run ./examples/seed/entrypoint -h
+      go run ./examples/shoot/proxy-agent -h`))
 	return nil
-}
-
-// agent connects to the server. It may dial two ports of its host and no more.
-func (t *tour) agent(ctx context.Context) error {
-	var rules tunnel.Rules
-	for _, p := range []string{port(t.node1), t.closed} {
-		rule, err := tunnel.ParseRule(net.JoinHostPort(loopback, p))
-		if err != nil {
-			return err
-		}
-		rules = append(rules, rule)
-	}
-	t.dialled = make(chan string, 1)
-	t.agt = &tunnel.Agent{
-		Servers: []string{"https://" + t.agents.Addr().String()},
-		ID:      "agent-1",
-		TLS:     &tls.Config{RootCAs: t.ca.Pool(), Certificates: []tls.Certificate{t.agentID}},
-		Allow:   rules.Allow,
-		ResolveTarget: func(_ context.Context, host string) ([]netip.Addr, error) {
-			if host == nodeName {
-				return []netip.Addr{netip.MustParseAddr(loopback)}, nil
-			}
-			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
-		},
-		DialTarget: t.dialTarget,
-	}
-	failed := make(chan error, 1)
-	t.serve.Go(func() { failed <- t.agt.Run(context.WithoutCancel(ctx)) })
-
-	for !t.srv.HasAgent(cluster) {
-		select {
-		case err := <-failed:
-			return fmt.Errorf("agent: %w", err)
-		case <-ctx.Done():
-			return errors.New("the agent did not connect")
-		case <-time.After(time.Millisecond):
-		}
-	}
-	c := t.srv.Clusters()[0]
-	t.tell("agent", fmt.Sprintf("dials out from %s: session of %q in cluster %s;", c.Agents[0].Remote, c.Agents[0].ID, c.Cluster),
-		"no port is open on its side")
-	return nil
-}
-
-// dialTarget is how the agent dials, with a note of it for the printout.
-func (t *tour) dialTarget(ctx context.Context, network, address string) (net.Conn, error) {
-	start := time.Now()
-	c, err := (&net.Dialer{}).DialContext(ctx, network, address)
-	outcome := "accepted"
-	if err != nil {
-		outcome = "refused"
-	}
-	select {
-	case t.dialled <- fmt.Sprintf("dials %s: %s after %s", address, outcome, ms(time.Since(start))):
-	default: // nobody reads it
-	}
-	return c, err
 }
 
 // stop ends whatever runs, also after a step that failed.
 func (t *tour) stop() {
-	if t.agt != nil {
-		_ = t.agt.Close()
+	for _, c := range t.clusters() {
+		c.stop()
 	}
-	if t.srv != nil {
-		_ = t.srv.Close()
-	}
-	if t.kube != nil {
-		_ = t.kube.Close()
-	}
+	_ = t.router.Close()
 	t.serve.Wait()
-}
-
-func port(l net.Listener) string {
-	_, p, _ := net.SplitHostPort(l.Addr().String())
-	return p
 }

@@ -36,7 +36,7 @@ func TestDirections(t *testing.T) {
 				}
 			}
 			admin := clitest.Client(t, &http.Transport{DisableKeepAlives: true})
-			if _, body := clitest.Get(t, admin, "http://"+w.agentAdmin+"/sessions"); !strings.Contains(body, `"server-1"`) {
+			if _, body := clitest.Get(t, admin, "http://"+w.agentAdmin+"/sessions"); !strings.Contains(body, `"server-of-`+cluster) {
 				t.Errorf("the agent's sessions: %s", body)
 			}
 			start := time.Now()

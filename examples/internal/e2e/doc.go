@@ -1,5 +1,6 @@
 // Package e2e tests the example programs as processes: they are built, talk to
-// each other over loopback, are killed, and come back.
+// each other over loopback, directly or through the entrypoint, are killed, and
+// come back.
 //
 //	go test -v ./examples/internal/e2e        # logs how long recovery took
 //	RHIZOME_LONG=1 go test -v …               # with more lengths of an outage

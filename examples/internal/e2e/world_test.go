@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,19 +24,20 @@ func TestMain(m *testing.M) { tunneltest.VerifyNoLeaks(m) }
 
 const cluster = "shoot--dev--a"
 
-// world is a CA, the ports of a server, a slow target, and the binaries.
+// world is a cluster: a CA, the ports of its server, a target, and the binaries.
 type world struct {
 	*clitest.CA
 	t                      *testing.T
 	bin                    string
+	cluster                string
 	clients, agents, admin string
 	agentAdmin             string
-	target                 string
+	target, echo           string // echo only where there is an entrypoint
 	serverArgs, agentArgs  []string
 	client                 *connect.Dialer
 }
 
-// build compiles both programs, unless the tests shall be short.
+// build compiles the programs, unless the tests shall be short.
 func build(t *testing.T) (bin string) {
 	if testing.Short() {
 		t.Skip("starts processes: run without -short")
@@ -44,29 +46,42 @@ func build(t *testing.T) (bin string) {
 		t.Skip("needs SIGTERM: run on linux or darwin")
 	}
 	const examples = "github.com/rhizome-tunnel/rhizome/examples/"
-	return clitest.Build(t, examples+"seed/proxy-server", examples+"shoot/proxy-agent")
+	return clitest.Build(t, examples+"seed/proxy-server", examples+"seed/entrypoint", examples+"shoot/proxy-agent")
 }
 
+// newWorld is the only cluster, with a target that takes its time.
 func newWorld(t *testing.T, bin string) *world {
-	w := &world{CA: clitest.NewCA(t), t: t, bin: bin, target: slowTarget(t)}
+	return newCluster(t, bin, clitest.NewCA(t), cluster, slowTarget(t))
+}
+
+func newCluster(t *testing.T, bin string, ca *clitest.CA, cluster, target string) *world {
+	w := &world{CA: ca, t: t, bin: bin, cluster: cluster, target: target}
 	for _, addr := range []*string{&w.clients, &w.agents, &w.admin, &w.agentAdmin} {
 		*addr = freePort(t)
 	}
-	cert, key := w.Files("server", tunneltest.CertOptions{CommonName: "proxy-server", IPs: []string{"127.0.0.1"}})
+	cert, key := w.Files("server-of-"+cluster, tunneltest.CertOptions{CommonName: "proxy-server", DNS: []string{w.host()}, IPs: []string{"127.0.0.1"}})
 	w.serverArgs = []string{
 		"--tls-cert", cert, "--tls-key", key, "--listen", w.clients, "--client-ca", w.File,
-		"--agent-ca", w.File, "--admin-listen", w.admin, "--server-id", "server-1",
+		"--agent-ca", w.File, "--admin-listen", w.admin, "--server-id", "server-of-" + cluster,
 	}
-	cert, key = w.Files("agent", tunneltest.CertOptions{CommonName: "proxy-agent", Cluster: cluster})
+	cert, key = w.Files("agent-of-"+cluster, tunneltest.CertOptions{CommonName: "proxy-agent", Cluster: cluster})
 	w.agentArgs = []string{
 		"--ca", w.File, "--cert", cert, "--key", key,
 		"--allow", w.target, "--agent-id", "agent-1", "--admin-listen", w.agentAdmin,
 	}
-	w.client = &connect.Dialer{Address: w.clients, Timeout: -1, TLS: &tls.Config{
-		RootCAs: w.Pool(), ServerName: "127.0.0.1",
-		Certificates: []tls.Certificate{w.Issue(tunneltest.CertOptions{CommonName: "kube-apiserver", Cluster: cluster, Client: true}).TLS},
-	}}
+	w.client = w.clientAt(w.clients)
 	return w
+}
+
+// host is what the server's certificate is for beside its address.
+func (w *world) host() string { return "proxy-server." + w.cluster + ".svc.cluster.local" }
+
+// clientAt is a client of the cluster at a server, its own or another one.
+func (w *world) clientAt(server string) *connect.Dialer {
+	return &connect.Dialer{Address: server, Timeout: -1, TLS: &tls.Config{
+		RootCAs: w.Pool(), ServerName: "127.0.0.1",
+		Certificates: []tls.Certificate{w.Issue(tunneltest.CertOptions{CommonName: "kube-apiserver", Cluster: w.cluster, Client: true}).TLS},
+	}}
 }
 
 // startServer and startAgent return when the program listens.
@@ -90,11 +105,17 @@ func (w *world) start(program string, args []string) *clitest.Process {
 // waitAgent waits until the server has the agent.
 func (w *world) waitAgent() {
 	w.t.Helper()
-	c := clitest.Client(w.t, &http.Transport{})
+	w.waitReady("http://"+w.admin+"/readyz?cluster="+w.cluster, http.StatusOK)
+}
+
+// waitReady waits until an admin page answers with a status.
+func (w *world) waitReady(page string, want int) {
+	w.t.Helper()
+	c := clitest.Client(w.t, &http.Transport{DisableKeepAlives: true})
 	clitest.Eventually(w.t, func() error {
-		status, body, err := clitest.TryGet(w.t.Context(), c, "http://"+w.admin+"/readyz?cluster="+cluster)
-		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("%d %s", status, body)
+		status, body, err := clitest.TryGet(w.t.Context(), c, page)
+		if err == nil && status != want {
+			err = fmt.Errorf("%s: %d %s", page, status, body)
 		}
 		return err
 	})
@@ -112,14 +133,22 @@ func (w *world) goroutines(admin string) int {
 	return n
 }
 
-// freePort is a port on loopback that is free now. It is below those that the
-// kernel gives to clients, so that none takes it while its server is down.
+// given is what freePort has returned.
+var given sync.Map
+
+// freePort is a port on loopback that is free now, another one each time. It is
+// below those that the kernel gives to clients, so that none takes it while its
+// server is down.
 func freePort(t *testing.T) string {
 	for range 1000 {
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+rand.N(20_000))))
-		if err == nil {
-			defer l.Close()
-			return l.Addr().String()
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		addr := l.Addr().String()
+		if _, taken := given.LoadOrStore(addr, true); !taken {
+			return addr
 		}
 	}
 	t.Fatal("no free port")
