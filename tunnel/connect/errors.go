@@ -173,7 +173,7 @@ func (e *Error) Error() string {
 	b.WriteString("connect: ")
 	switch {
 	case e.Answered():
-		b.WriteString("proxy " + e.Proxy + " refused " + e.Target + ": " + strconv.Itoa(e.status()) + " ")
+		b.WriteString("proxy " + e.Proxy + strings.TrimRight(" refused "+e.Target, " ") + ": " + strconv.Itoa(e.status()) + " ")
 	case e.Proxy != "" && e.Target != "":
 		b.WriteString(e.Target + " through proxy " + e.Proxy + ": ")
 	case e.Proxy != "":

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/proxyproto"
 )
 
 // CheckAddr reports why s is not an address to listen on or to dial: it must be
@@ -48,9 +51,22 @@ func (ls *Listeners) Close() {
 
 // TCP opens a listener, with TLS if config is not nil.
 func (ls *Listeners) TCP(addr string, config *tls.Config) (net.Listener, error) {
+	return ls.TCPBehind(nil, addr, config)
+}
+
+// TCPBehind is TCP behind load balancers: connections from their addresses must
+// begin with a PROXY header, which names the client.
+func (ls *Listeners) TCPBehind(balancers []netip.Prefix, addr string, config *tls.Config) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
+	}
+	if len(balancers) > 0 {
+		var o proxyproto.Options
+		for _, from := range balancers {
+			o.Rules = append(o.Rules, proxyproto.Rule{From: from, Policy: proxyproto.Require})
+		}
+		l = &proxyproto.Listener{Listener: l, Options: o}
 	}
 	if config != nil {
 		l = tls.NewListener(l, config)

@@ -103,7 +103,7 @@ func (p *program) open(ctx context.Context, g *cli.Group, open *cli.Listeners) e
 	}
 	if p.agentListen != "" {
 		// With tokens an agent needs no certificate.
-		l, err := open.TCP(p.agentListen, certs.ServerTLS(p.pair, p.agents, p.tokenFile == ""))
+		l, err := open.TCPBehind(p.proxyFrom, p.agentListen, certs.ServerTLS(p.pair, p.agents, p.tokenFile == ""))
 		if err != nil {
 			return fmt.Errorf("--agent-listen: %w", err)
 		}
@@ -125,7 +125,7 @@ func (p *program) open(ctx context.Context, g *cli.Group, open *cli.Listeners) e
 func (p *program) openClientDoor(ctx context.Context, d clientDoor, open *cli.Listeners) (net.Listener, tunnel.Door, error) {
 	rules := tunnel.Door{NoAgents: true}
 	if d.socket == "" {
-		l, err := open.TCP(d.addr, certs.ServerTLS(p.pair, p.clients, true))
+		l, err := open.TCPBehind(p.proxyFrom, d.addr, certs.ServerTLS(p.pair, p.clients, true))
 		return l, rules, err
 	}
 	rules.Clients = tunnel.FixedCluster(d.cluster)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -61,6 +62,7 @@ type options struct {
 	listen       []clientDoor
 	agentListen  string
 	dialAgents   []agentAddr
+	proxyFrom    []netip.Prefix
 	tlsCert      string
 	tlsKey       string
 	clientCAs    []certs.CA
@@ -91,6 +93,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Each("agent-ca", "[CLUSTER=]FILE", "authority for the agents' certificates (PEM), as --client-ca", cas(&o.agentCAs))
 	f.Text(&o.tokenFile, "agent-tokens", "FILE", "bearer tokens of agents: a YAML list of cluster, sha256 (of the token, in hex), and optionally notAfter and name")
 	f.Section("This server")
+	f.Each("proxy-from", "IP[/BITS]", "a load balancer or entrypoint in front: connections from there must begin with a PROXY header, which names the peer in logs and pages", o.addProxyFrom)
 	f.Text(&o.tlsCert, "tls-cert", "FILE", "certificate of this server (PEM)")
 	f.Text(&o.tlsKey, "tls-key", "FILE", "its private key (PEM)")
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (doors open, files loaded, not draining), /readyz?cluster=NAME (an agent of it is here), /clusters (JSON), /debug/pprof/; not for the world")
@@ -121,6 +124,18 @@ func (o *options) addListen(s string) error {
 		return errors.New("want unix:PATH=CLUSTER: the path is not absolute")
 	}
 	o.listen = append(o.listen, clientDoor{socket: path, cluster: cluster})
+	return nil
+}
+
+func (o *options) addProxyFrom(s string) error {
+	p, err := netip.ParsePrefix(s)
+	if a, e := netip.ParseAddr(s); e == nil {
+		p, err = netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	if err != nil {
+		return errors.New("want IP or IP/BITS")
+	}
+	o.proxyFrom = append(o.proxyFrom, p.Masked())
 	return nil
 }
 

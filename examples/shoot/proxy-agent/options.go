@@ -32,7 +32,8 @@ With a token, through an HTTP proxy on the way, and for a few targets only:
 
   proxy-agent --server https://proxy-server.shoot--dev--a.svc:8132 \
     --ca ca.crt --token-file token \
-    --via http://entrypoint.seed.example:8132 --via-header 'Reversed-VPN: shoot--dev--a' \
+    --via http://entrypoint.seed.example:8132 \
+    --via-header 'Reversed-VPN: outbound|8132||proxy-server.shoot--dev--a.svc.cluster.local' \
     --allow 100.64.0.0/11 --allow 10.250.0.0/16:10250
 
 The old direction, where the seed dials the agent:
