@@ -46,7 +46,8 @@ func build(t *testing.T) (bin string) {
 		t.Skip("needs SIGTERM: run on linux or darwin")
 	}
 	const examples = "github.com/rhizome-tunnel/rhizome/examples/"
-	return clitest.Build(t, examples+"seed/proxy-server", examples+"seed/entrypoint", examples+"shoot/proxy-agent")
+	return clitest.Build(t, examples+"seed/proxy-server", examples+"seed/entrypoint",
+		examples+"shoot/proxy-agent", examples+"shoot/apiserver-proxy")
 }
 
 // newWorld is the only cluster, with a target that takes its time.
