@@ -182,7 +182,8 @@ func splitLines(b []byte) []string {
 }
 
 // parseFields reads field lines as RFC 9112 §5 wants them: no space before the
-// colon, no folding, no control bytes.
+// colon, no folding, no control bytes. Its errors show no values, which may be
+// credentials.
 func parseFields(lines []string) (http.Header, error) {
 	if len(lines) > maxFields {
 		return nil, errHeadTooLarge
@@ -192,11 +193,11 @@ func parseFields(lines []string) (http.Header, error) {
 		name, value, ok := strings.Cut(line, ":")
 		switch {
 		case line[0] == ' ' || line[0] == '\t':
-			return nil, badHead("folded header line " + quote(line))
+			return nil, badHead("folded header line")
 		case !ok:
-			return nil, badHead("header line without a colon " + quote(line))
+			return nil, badHead("header line without a colon")
 		case strings.TrimRight(name, " \t") != name:
-			return nil, badHead("space before the colon " + quote(line))
+			return nil, badHead("space before the colon of header " + quote(name))
 		case !isToken(name):
 			return nil, badHead("header name " + quote(name))
 		}

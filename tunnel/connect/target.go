@@ -21,7 +21,11 @@ const maxHost = 253
 // to every reader.
 func ParseTarget(target string) (host string, port int, err error) {
 	bad := func(why string) (string, int, error) {
-		return "", 0, &Error{Reason: ErrRequest, Detail: "target " + quote(target) + " " + why}
+		shown := target
+		if at := strings.LastIndexByte(target, '@'); at >= 0 {
+			shown = "…" + target[at:] // it may be a password
+		}
+		return "", 0, &Error{Reason: ErrRequest, Detail: "target " + quote(shown) + " " + why}
 	}
 	colon := strings.LastIndexByte(target, ':')
 	if colon < 0 {
