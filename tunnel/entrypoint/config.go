@@ -63,6 +63,7 @@ type RouteConfig struct {
 	SendProxy   string   `json:"sendProxy"` // none, which an empty one means, v1 or v2
 	DialTimeout Duration `json:"dialTimeout"`
 	IdleTimeout Duration `json:"idleTimeout"`
+	MaxDuration Duration `json:"maxDuration"`
 }
 
 // LimitsConfig is [Limits].
@@ -228,7 +229,10 @@ func (l *ListenerConfig) door() (*Door, error) {
 }
 
 func (rc *RouteConfig) route() (*Route, error) {
-	f := &Forward{Backends: rc.Backends, DialTimeout: time.Duration(rc.DialTimeout), IdleTimeout: time.Duration(rc.IdleTimeout)}
+	f := &Forward{
+		Backends: rc.Backends, DialTimeout: time.Duration(rc.DialTimeout),
+		IdleTimeout: time.Duration(rc.IdleTimeout), MaxDuration: time.Duration(rc.MaxDuration),
+	}
 	r := &Route{
 		Name: rc.Name, SNI: rc.SNI, HeaderValues: rc.HeaderValues, Default: rc.Default,
 		MaxConns: rc.MaxConnections, Handler: f,

@@ -30,6 +30,7 @@ routes:
   sendProxy: v2
   dialTimeout: 1s
   idleTimeout: 1h
+  maxDuration: 24h
 - name: rest
   default: true
   backends: ["[fd00::1]:443"]
@@ -56,7 +57,7 @@ func TestParseConfig(t *testing.T) {
 	if len(a.Destinations) != 2 || len(a.Allow) != 1 || len(a.Deny) != 1 || a.Deny[0].String() != "192.0.2.1/32" || a.MaxConns != 7 {
 		t.Errorf("%+v", a)
 	}
-	if len(f.Backends) != 4 || f.SendProxy != 2 || f.DialTimeout != time.Second || f.IdleTimeout != time.Hour {
+	if len(f.Backends) != 4 || f.SendProxy != 2 || f.DialTimeout != time.Second || f.IdleTimeout != time.Hour || f.MaxDuration != 24*time.Hour {
 		t.Errorf("%+v", f)
 	}
 	if !r.table.routes["rest"].Default {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
@@ -60,9 +61,12 @@ func (d *Door) check() error {
 	if d.By > BySNI|ByDestination|ByHeader {
 		return fmt.Errorf("entrypoint: Door.By %d is unknown", d.By)
 	}
-	for _, name := range d.Headers {
+	for i, name := range d.Headers {
 		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
 			return fmt.Errorf("entrypoint: %q is no header name", name)
+		}
+		if slices.ContainsFunc(d.Headers[:i], func(other string) bool { return strings.EqualFold(other, name) }) {
+			return fmt.Errorf("entrypoint: header %s stands in Door.Headers twice", name)
 		}
 	}
 	return nil
@@ -105,7 +109,7 @@ func (d *door) sniff(c net.Conn, start time.Time) (*Incoming, error) {
 	in := &Incoming{conn: p, Info: &Info{Start: start, Peer: guard.SocketAddr(c)}}
 	i := in.Info
 	if err := p.ReadHeader(); err != nil {
-		return in, proxyRefusal(err)
+		return in, firstRefusal(err)
 	}
 	i.Proxy, i.Client, i.Local = p.Header(), addrPort(p.RemoteAddr()), p.LocalAddr()
 	if inner := p.Inner(); inner != nil {
@@ -136,7 +140,7 @@ func (d *door) read(in *Incoming, c net.Conn) error {
 	first := make([]byte, 2<<10) // room for a hello of today's clients
 	n, err := c.Read(first)
 	if n == 0 {
-		return readRefusal(err)
+		return firstRefusal(err)
 	}
 	first = first[:n]
 	switch isTLS := first[0] == recordHandshake; {
@@ -162,8 +166,12 @@ func (d *door) read(in *Incoming, c net.Conn) error {
 	return err
 }
 
-// recordHandshake is the first byte of a TLS connection, RFC 8446 §5.1.
-const recordHandshake = 22
+const (
+	// recordHandshake is the first byte of a TLS connection, RFC 8446 §5.1.
+	recordHandshake = 22
+	// handshakeClientHello is the first byte of its first message, §4.
+	handshakeClientHello = 1
+)
 
 func (d *door) readHello(in *Incoming, c net.Conn, first []byte) error {
 	hello, all, err := readHello(c, first)
@@ -213,7 +221,7 @@ func (d *door) readRouting(i *Info) error {
 		values := i.Request.Header[name]
 		found += len(values)
 		if len(values) > 0 {
-			i.HeaderName, i.HeaderValue = d.Headers[n], values[0]
+			i.HeaderName, i.HeaderValue = d.Headers[n], strings.Clone(values[0]) // not all of the head with it
 		}
 	}
 	switch {
@@ -225,22 +233,27 @@ func (d *door) readRouting(i *Info) error {
 	return nil
 }
 
-// proxyRefusal is what an error of reading PROXY headers means.
-func proxyRefusal(err error) *refusal {
-	if isProxyError(err) {
-		return &refusal{reason: ReasonProxyHeader, err: err}
-	}
-	return streamRefusal(err)
-}
-
 func isProxyError(err error) bool {
 	return errors.Is(err, proxyproto.ErrNoHeader) || errors.Is(err, proxyproto.ErrMalformed) || errors.Is(err, proxyproto.ErrRefused)
+}
+
+// firstRefusal is what an error of the first read means, behind PROXY headers or
+// of them. Health checks of load balancers end with a reset there.
+func firstRefusal(err error) *refusal {
+	r := streamRefusal(err)
+	if errors.Is(err, syscall.ECONNRESET) {
+		r.reason = ReasonEmpty
+	}
+	return r
 }
 
 // readRefusal is what an error of reading a ClientHello means.
 func readRefusal(err error) *refusal {
 	if errors.Is(err, errHelloTooLarge) {
 		return refuse(ReasonTooLarge, connect.ErrRequest, alertDecodeError, err.Error(), nil)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return refuse(ReasonMalformed, connect.ErrRequest, alertDecodeError, "the ClientHello is cut off", err)
 	}
 	if bad := (badHello{}); errors.As(err, &bad) {
 		return refuse(ReasonMalformed, connect.ErrRequest, alertDecodeError, "no valid ClientHello", err)
@@ -268,12 +281,12 @@ func headRefusal(err error) *refusal {
 func streamRefusal(err error) *refusal {
 	reason := ReasonBroken
 	switch {
-	case isProxyError(err): // of a peer that may not send one, found while reading
+	case errors.Is(err, io.EOF): // also where a PROXY header had to be
+		reason = ReasonEmpty
+	case isProxyError(err):
 		reason = ReasonProxyHeader
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		reason = ReasonSlow
-	case errors.Is(err, io.EOF):
-		reason = ReasonEmpty
 	}
 	return &refusal{reason: reason, err: err}
 }

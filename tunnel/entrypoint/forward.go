@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"time"
@@ -36,11 +37,16 @@ type Forward struct {
 	// SendProxy is the version of the PROXY header that the backend gets first:
 	// 1, 2, or 0 for none. It names the true client (Info.Client) and what it
 	// connected to (Info.Local); version 2 also has the server name as authority,
-	// and the unique id that a load balancer in front gave.
+	// and the unique id that a load balancer in front gave. A backend that believes
+	// such headers must get one: without, clients could send it theirs.
 	SendProxy int
 	// IdleTimeout resets a connection on which nothing went either way for so
 	// long. 0 and negative mean never.
 	IdleTimeout time.Duration
+	// MaxDuration resets a connection of that age, or of up to a tenth less so
+	// that not all come back at once: for backends which check credentials when a
+	// connection begins and never again. 0 and negative mean never.
+	MaxDuration time.Duration
 
 	health health
 }
@@ -52,7 +58,7 @@ const stagger = time.Second
 func (f *Forward) ServeConn(ctx context.Context, in *Incoming) error {
 	backend, err := f.dial(ctx, in.Info)
 	if err != nil {
-		return err
+		return noBackend{err}
 	}
 	client, err := in.Accept()
 	if err != nil {
@@ -60,14 +66,22 @@ func (f *Forward) ServeConn(ctx context.Context, in *Incoming) error {
 		_ = relay.Reset(backend)
 		return fmt.Errorf("entrypoint: the client was gone when a backend had answered: %w", err)
 	}
+	if f.MaxDuration > 0 {
+		age := f.MaxDuration - rand.N(f.MaxDuration/10+1)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, age, errMaxDuration)
+		defer cancel()
+	}
 	return relay.Relay(ctx, client, backend, &relay.Options{IdleTimeout: f.IdleTimeout, Counter: in.Counter()})
 }
 
+var errMaxDuration = errors.New("entrypoint: the connection is as old as its route allows")
+
 // dialled is how the dial of one backend ended.
 type dialled struct {
-	backend string
-	conn    net.Conn
-	err     error
+	place int // in the order
+	conn  net.Conn
+	err   error
 }
 
 // dial returns a connection to the first backend that answers.
@@ -76,16 +90,21 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 	if len(order) == 0 {
 		return nil, errors.New("entrypoint: the route has no backends")
 	}
+	if len(order) == 1 { // as most routes have it: nothing to watch beside the dial
+		return f.dialOne(ctx, order[0], i)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan dialled, len(order))
-	var running, failed []string
+	running := make(map[int]bool, 1) // by place
+	begun := 0
 	begin := func() {
-		b := order[len(running)+len(failed)]
-		running = append(running, b)
+		place := begun
+		begun++
+		running[place] = true
 		go func() {
-			c, err := f.dialOne(ctx, b, i)
-			results <- dialled{b, c, err}
+			c, err := f.dialOne(ctx, order[place], i)
+			results <- dialled{place, c, err}
 		}()
 	}
 	begin()
@@ -96,24 +115,23 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 		select {
 		case <-next.C:
 		case d := <-results:
-			running = without(running, d.backend)
+			delete(running, d.place)
 			if d.err == nil {
-				f.health.good(d.backend)
+				f.health.good(order[d.place])
 				cancel()
-				f.abandon(running, results)
+				f.abandon(order, d.place, len(running), results)
 				return d.conn, nil
 			}
-			failed = append(failed, d.backend)
 			errs = append(errs, d.err)
 			if ctx.Err() == nil {
-				f.health.bad(d.backend)
+				f.health.bad(order[d.place])
 			}
-			if len(running) > 0 {
-				continue // its time is not over
+			if running[begun-1] {
+				continue // the second of the latest is not over
 			}
 		}
 		switch {
-		case len(running)+len(failed) < len(order) && ctx.Err() == nil:
+		case begun < len(order) && ctx.Err() == nil:
 			begin()
 			next.Reset(stagger)
 		case len(running) == 0:
@@ -122,26 +140,18 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 	}
 }
 
-// abandon waits for the dials that another one has beaten, which were cancelled.
-// Each had a second's lead, so that it counts as one that does not answer.
-func (f *Forward) abandon(running []string, results <-chan dialled) {
+// abandon waits for the dials that the one at place has beaten, which were
+// cancelled. Those before it had a second's lead, so that they count as backends
+// that do not answer; of those behind it nothing is known.
+func (f *Forward) abandon(order []string, place, running int, results <-chan dialled) {
 	for range running {
-		if d := <-results; d.err == nil {
+		switch d := <-results; {
+		case d.err == nil:
 			_ = relay.Reset(d.conn)
-		} else {
-			f.health.bad(d.backend)
+		case d.place < place:
+			f.health.bad(order[d.place])
 		}
 	}
-}
-
-func without(all []string, one string) []string {
-	var rest []string
-	for _, s := range all {
-		if s != one {
-			rest = append(rest, s)
-		}
-	}
-	return rest
 }
 
 // dialOne dials a backend and writes the PROXY header.
@@ -161,12 +171,11 @@ func (f *Forward) dialOne(ctx context.Context, backend string, i *Info) (net.Con
 	}
 	dial := f.Dial
 	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
+		dial = (&net.Dialer{KeepAlive: -1}).DialContext // not package net's, which costs as many system calls
 	}
 	if f.SendProxy != 0 {
-		dial = (&proxyproto.Dialer{Dial: dial, Header: func(context.Context, net.Conn) (*proxyproto.Header, error) {
-			return f.header(i), nil
-		}}).DialContext
+		header := func(context.Context, net.Conn) (*proxyproto.Header, error) { return f.header(i), nil }
+		dial = (&proxyproto.Dialer{Dial: dial, Header: header, Timeout: -1}).DialContext // ctx has the bound
 	}
 	c, err := dial(ctx, network, address)
 	if err != nil {
@@ -186,7 +195,7 @@ func (f *Forward) header(i *Info) *proxyproto.Header {
 	if f.SendProxy == 1 {
 		return h
 	}
-	if i.ServerName != "" {
+	if n := len(i.ServerName); 0 < n && n <= maxServerName { // a default route may get any
 		h.TLVs = append(h.TLVs, proxyproto.TLV{Type: proxyproto.TypeAuthority, Value: []byte(i.ServerName)})
 	}
 	if i.Proxy != nil {

@@ -30,14 +30,9 @@ type sickness struct {
 func (h *health) order(backends []string) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(backends) == 0 {
-		return nil
-	}
-	h.next++
-	turn := h.next % len(backends)
 	now := time.Now()
 	var good, sick []string
-	for _, b := range append(backends[turn:len(backends):len(backends)], backends[:turn]...) {
+	for _, b := range backends {
 		if s := h.sick[b]; s != nil && now.Before(s.until) {
 			sick = append(sick, b)
 		} else {
@@ -45,6 +40,11 @@ func (h *health) order(backends []string) []string {
 		}
 	}
 	slices.SortStableFunc(sick, func(a, b string) int { return h.sick[a].until.Compare(h.sick[b].until) })
+	if n := len(good); n > 0 {
+		turn := h.next % n
+		h.next++
+		good = append(good[turn:n:n], good[:turn]...) // also of the rest each gets the same share
+	}
 	return append(good, sick...)
 }
 

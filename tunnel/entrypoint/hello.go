@@ -9,10 +9,17 @@ import (
 	"strings"
 )
 
-// maxHelloBytes bounds what is read until a ClientHello is complete: the 64 KiB
-// that crypto/tls takes, and as much again for the headers of records, of which
-// a hello may have one per byte.
-const maxHelloBytes = 128 << 10
+const (
+	// maxHello bounds a ClientHello as crypto/tls does.
+	maxHello = 64 << 10
+	// maxHelloBytes bounds what is read until it is complete: as much again is
+	// for the headers of records. At one record per byte, of which nobody has
+	// more than fun, a hello may still have 21 KiB.
+	maxHelloBytes = 2 * maxHello
+	// maxALPN is how many protocols are kept of those that are offered. A hello
+	// holds 32,000, which would stay in memory as long as the connection.
+	maxALPN = 64
+)
 
 var (
 	errHelloRead     = errors.New("the ClientHello has been read")
@@ -21,8 +28,8 @@ var (
 
 // clientHello is what is read from a ClientHello.
 type clientHello struct {
-	serverName string // lower case
-	alpn       []string
+	serverName string   // lower case
+	alpn       []string // at most maxALPN
 }
 
 // readHello reads a ClientHello from c, whose first bytes are in read already.
@@ -37,7 +44,7 @@ func readHello(c net.Conn, read []byte) (*clientHello, []byte, error) {
 	h := &helloConn{Conn: c, read: read}
 	found := (*clientHello)(nil)
 	take := func(i *tls.ClientHelloInfo) error {
-		found = &clientHello{serverName: strings.ToLower(i.ServerName), alpn: slices.Clone(i.SupportedProtos)}
+		found = &clientHello{serverName: strings.ToLower(i.ServerName), alpn: slices.Clone(i.SupportedProtos[:min(len(i.SupportedProtos), maxALPN)])}
 		return errHelloRead
 	}
 	err := tls.Server(h, &tls.Config{
@@ -53,7 +60,26 @@ func readHello(c net.Conn, read []byte) (*clientHello, []byte, error) {
 	if h.err != nil {
 		return nil, h.read, h.err
 	}
+	if announced(h.read) > maxHello {
+		return nil, h.read, errHelloTooLarge
+	}
 	return nil, h.read, badHello{err}
+}
+
+// announced is the length of the ClientHello that some records begin with, or 0
+// where too little of one is there. It is for telling why crypto/tls has refused
+// them.
+func announced(records []byte) int {
+	var head []byte // type, and three bytes of length
+	for len(records) >= 5 && records[0] == recordHandshake && len(head) < 4 {
+		end := min(5+int(records[3])<<8+int(records[4]), len(records))
+		head = append(head, records[5:min(end, 9)]...)
+		records = records[end:]
+	}
+	if len(head) < 4 || head[0] != handshakeClientHello {
+		return 0
+	}
+	return int(head[1])<<16 | int(head[2])<<8 | int(head[3])
 }
 
 // badHello is a verdict of crypto/tls, as opposed to an error of the connection.
@@ -96,8 +122,13 @@ func (h *helloConn) more(n int) error {
 		return nil // an error comes again
 	case err == nil:
 		return io.ErrNoProgress
+	case err == io.EOF:
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }
+
+// CloseWrite does nothing, as Write.
+func (h *helloConn) CloseWrite() error { return nil }
 
 func (h *helloConn) Write(b []byte) (int, error) { return len(b), nil }

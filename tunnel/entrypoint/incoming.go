@@ -32,9 +32,13 @@ const (
 // Accept tells the client that it will be served, over CONNECT with 200, and
 // returns its connection, from which comes all that it has sent for the
 // backend. The caller owns the connection, also after an error of Accept has
-// told that the client is gone. Accept is called once.
+// told that the client is gone. Accept is called once. From then on Info is a copy
+// without Request, because a head is larger than all else that a connection needs.
 func (c *Incoming) Accept() (net.Conn, error) {
 	c.accepted = true
+	i := *c.Info // Authorize may have kept the other
+	i.Request = nil
+	c.Info = &i
 	if c.Info.By != ByHeader {
 		return c.conn, nil
 	}

@@ -14,11 +14,12 @@ type Limits struct {
 	//
 	// Nobody may take all of them: above nine tenths a client is refused that
 	// has its fair share already, which is this number divided by the number of
-	// clients there are.
+	// clients there are and one more, who may come.
 	Conns int
 	// Sniffing is how many connections of a listener may not have said yet what
 	// they want, by default 1024. One more, and the oldest of the network that
-	// has most of them is reset.
+	// has most of them is reset. Each takes a few KiB, and a quarter of a MiB if
+	// it sends the largest hello there can be.
 	Sniffing int
 	// PerClient is how many connections one client may have, an IPv4 address or
 	// an IPv6 /64; by default there is no bound but the fair share, because an
@@ -54,16 +55,13 @@ func (s *seats) take(l Limits, client netip.Addr) (give func(), full string) {
 	who := shareOf(client)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	own, clients := s.by[who], len(s.by)
-	if own == 0 {
-		clients++
-	}
+	own := s.by[who]
 	switch all := l.conns(); {
 	case own >= l.perClient():
 		return nil, "the client"
 	case s.taken >= all:
 		return nil, "all clients"
-	case s.taken >= all-all/10 && own >= max(all/clients, 1):
+	case s.taken >= all-all/10 && own >= max(all/(len(s.by)+1), 1):
 		return nil, "the client, above its fair share"
 	}
 	if s.by == nil {

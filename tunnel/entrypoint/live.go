@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,7 @@ type track struct {
 	conns   map[*conn]struct{}
 
 	total    atomic.Uint64 // connections
+	reset    atomic.Uint64
 	broken   atomic.Uint64
 	refused  refusals
 	up, down int64 // bytes of connections that have ended
@@ -48,6 +50,7 @@ type conn struct {
 
 	// Once it has a route, guarded by Router.mu:
 	route  *Route
+	client netip.Addr
 	track  *track
 	revoke *time.Timer // the client has lost the right to the route
 }
@@ -68,7 +71,8 @@ func (r *Router) enter(c *conn) (Handler, error) {
 	i.Route = route.Name
 	t := r.tracks[route.Name]
 	c.track = t
-	if !route.admits(i.Client.Addr()) {
+	c.client = i.Client.Addr()
+	if !route.admits(c.client) {
 		return nil, refuseDenied()
 	}
 	if route.MaxConns > 0 && len(t.conns) >= route.MaxConns {
@@ -85,19 +89,34 @@ func (r *Router) enter(c *conn) (Handler, error) {
 func (r *Router) leave(c *conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.unroute(c)
 	delete(r.waiting, c)
-	if c.route != nil {
-		delete(c.track.conns, c)
-		if c.revoke != nil {
-			c.revoke.Stop()
-		}
-		up, down := c.in.counter.Bytes()
-		c.track.up += up
-		c.track.down += down
-		r.forget(c.track)
-	}
 	r.work--
 	r.checkGone()
+}
+
+// turnAway makes room for others while a connection is told that it is refused.
+func (r *Router) turnAway(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unroute(c)
+	r.waiting[c] = struct{}{}
+}
+
+// unroute undoes enter; r.mu is held.
+func (r *Router) unroute(c *conn) {
+	if c.route == nil {
+		return
+	}
+	delete(c.track.conns, c)
+	if c.revoke != nil {
+		c.revoke.Stop()
+	}
+	up, down := c.in.counter.Bytes()
+	c.track.up += up
+	c.track.down += down
+	r.forget(c.track)
+	c.route = nil
 }
 
 // forget drops a removed route without connections; r.mu is held.
@@ -158,7 +177,7 @@ func (r *Router) keep(t *track, route *Route) {
 		if same {
 			continue
 		}
-		admitted := route.admits(c.in.Info.Client.Addr())
+		admitted := route.admits(c.client)
 		switch {
 		case admitted && c.revoke != nil:
 			c.revoke.Stop()
@@ -176,13 +195,15 @@ func (r *Router) remove(t *track) {
 	case d < 0:
 		t.endAll(errRemoved)
 	case d > 0 && len(t.conns) > 0:
-		t.cut = time.AfterFunc(d, func() {
+		var cut *time.Timer
+		cut = time.AfterFunc(d, func() {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			if t.removed { // it may have come back meanwhile
+			if t.cut == cut { // else it came back while this waited for the lock
 				t.endAll(errRemoved)
 			}
 		})
+		t.cut = cut
 	}
 	r.forget(t)
 }

@@ -1,6 +1,7 @@
 package entrypoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -96,6 +97,31 @@ func refuseBackend(err error) *refusal {
 	return r
 }
 
+// errFlood is why a stranger was reset.
+var errFlood = errors.New("reset to make room for a newer one")
+
+// noBackend hides what dials have failed with from errors.As: where a backend is
+// reached through another proxy, that is an answer which names the backend. It
+// goes to the log and not to the client.
+type noBackend struct{ error }
+
+func (n noBackend) Is(target error) bool { return errors.Is(n.error, target) }
+
+// refuseEnded is what becomes of a connection whose context has ended before it
+// was served, or nil: it is reset.
+func refuseEnded(ctx context.Context) *refusal {
+	switch cause := context.Cause(ctx); cause {
+	case nil:
+		return nil
+	case errRemoved:
+		return &refusal{reason: ReasonUnknown, err: cause}
+	case errRevoked:
+		return &refusal{reason: ReasonDenied, err: cause}
+	default:
+		return &refusal{reason: ReasonDraining, err: cause}
+	}
+}
+
 // tell answers the client as its protocol wants, and closes the connection. It
 // takes at most some 11 s, of a client that does not read.
 func (c *Incoming) tell(r *refusal, d *door) {
@@ -148,7 +174,7 @@ func redirectHost(r *connect.Request) string {
 	if r.Method == http.MethodConnect {
 		name = r.Target
 	}
-	if host, _, err := net.SplitHostPort(name); err == nil {
+	if host, port, err := net.SplitHostPort(name); err == nil && strings.Trim(port, "0123456789") == "" {
 		name = host
 	}
 	name = strings.Trim(name, "[]")

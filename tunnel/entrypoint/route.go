@@ -71,6 +71,9 @@ func ParseDestination(s string) (Destination, error) {
 		return Destination{Prefix: p}.checked(s)
 	}
 	if a, err := netip.ParseAddr(s); err == nil {
+		if a.Zone() != "" { // a prefix has none
+			return Destination{}, fmt.Errorf("destination %q: no zone may stand there", s)
+		}
 		return Destination{Prefix: netip.PrefixFrom(a, a.BitLen())}.checked(s)
 	}
 	i := strings.LastIndexByte(s, ':')
@@ -102,8 +105,6 @@ func (d Destination) checked(s string) (Destination, error) {
 		return Destination{}, fmt.Errorf("destination %q: no address", s)
 	case a.Is4In6():
 		return Destination{}, fmt.Errorf("destination %q: write an IPv4 address as such", s)
-	case a.Zone() != "":
-		return Destination{}, fmt.Errorf("destination %q: no zone may stand there", s)
 	case d.Prefix != d.Prefix.Masked():
 		return Destination{}, fmt.Errorf("destination %q: there are bits behind the prefix, want %s", s, d.Prefix.Masked())
 	}
@@ -164,7 +165,7 @@ func (r *Route) check() error {
 // checkServerName accepts a DNS name, or one behind "*.".
 func checkServerName(name string) error {
 	rest := strings.TrimPrefix(name, "*.")
-	if rest == "" || len(rest) > 253 || strings.Trim(rest, ".") != rest {
+	if rest == "" || len(rest) > maxServerName || strings.Trim(rest, ".") != rest {
 		return fmt.Errorf("server name %q: want a DNS name without a dot at its end, or *.NAME", name)
 	}
 	for label := range strings.SplitSeq(rest, ".") {

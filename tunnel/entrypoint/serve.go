@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
@@ -38,17 +39,22 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 	if err == nil {
 		handler, err = r.enter(c)
 	}
+	give := func() {}
 	if err == nil {
-		var give func()
-		if give, err = r.seat(c.in.Info); err == nil {
-			defer give()
-			err = r.authorize(ctx, c.in.Info)
-		}
+		give, err = r.seat(c.in.Info)
+	}
+	defer func() { give() }()
+	if err == nil {
+		err = r.authorize(ctx, c.in.Info)
+	}
+	switch ended := refuseEnded(ctx); {
+	case flood.Load():
+		err = &refusal{reason: ReasonFlood, err: errFlood} // whatever it had got to
+	case err != nil && ended != nil:
+		err = ended
 	}
 	if err != nil {
-		if flood.Load() {
-			err = &refusal{reason: ReasonFlood, err: err}
-		}
+		give()
 		r.refuse(d, c, err)
 		abort()
 		return
@@ -62,7 +68,13 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 		if err == nil {
 			err = errors.New("entrypoint: the handler returned without Accept")
 		}
-		r.refuse(d, c, refuseBackend(err))
+		refused := refuseEnded(ctx)
+		if refused == nil {
+			refused = refuseBackend(err)
+		}
+		give()
+		defer context.AfterFunc(ctx, func() { _ = relay.Reset(raw) })() // the handler has left it
+		r.refuse(d, c, refused)
 		return
 	}
 	r.log(ctx, c, err)
@@ -72,7 +84,7 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 func (r *Router) seat(i *Info) (give func(), err error) {
 	give, full := r.seats.take(r.Limits, i.Client.Addr())
 	if full != "" {
-		return nil, refuseLimit(full)
+		return func() {}, refuseLimit(full)
 	}
 	return give, nil
 }
@@ -130,18 +142,24 @@ func (r *Router) refuse(d *door, c *conn, err error) {
 		r.limitLog.Logger(r.logger()).LogAttrs(context.Background(), slog.LevelInfo, "refused",
 			append(c.in.Info.attrs(), slog.String("reason", string(refused.reason)), slog.String("error", logged(refused.err)))...)
 	}
+	r.turnAway(c)
 	c.in.tell(refused, d)
 }
 
 // log writes the line of a connection that was served.
 func (r *Router) log(ctx context.Context, c *conn, err error) {
 	log, level, outcome := r.logger(), slog.LevelDebug, "closed"
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
+	cause := context.Cause(ctx)
+	switch {
+	case cause != nil && err != nil:
+		err = cause
+		fallthrough
+	case err != nil && !isReset(err):
 		log, level, outcome = r.limitLog.Logger(log), slog.LevelInfo, logged(err)
 		c.track.broken.Add(1)
+	case err != nil:
+		outcome = logged(err)
+		c.track.reset.Add(1)
 	}
 	if !log.Enabled(ctx, level) {
 		return
@@ -149,6 +167,12 @@ func (r *Router) log(ctx context.Context, c *conn, err error) {
 	up, down := c.in.counter.Bytes()
 	log.LogAttrs(ctx, level, "served", append(c.in.Info.attrs(), slog.String("outcome", outcome),
 		slog.Int64("up", up), slog.Int64("down", down), slog.Duration("duration", time.Since(c.in.Info.Start)))...)
+}
+
+// isReset reports whether a peer has ended a connection by itself, in a hurry. TLS
+// ends so when one side closes before it has read the other's close_notify.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ENOTCONN)
 }
 
 // attrs is what a log line says of a connection.

@@ -22,7 +22,8 @@ type RouteStats struct {
 	Removed bool              `json:"removed,omitempty"` // only its connections are left
 	Conns   int               `json:"conns"`
 	Total   uint64            `json:"total"`  // connections so far, without those refused by ACL and limit of the route
-	Broken  uint64            `json:"broken"` // of those, which ended in a reset or by force
+	Reset   uint64            `json:"reset"`  // of those, which a peer has reset, as many do that are in a hurry
+	Broken  uint64            `json:"broken"` // of those, which failed otherwise or were ended by force
 	Refused map[Reason]uint64 `json:"refused,omitempty"`
 	Up      int64             `json:"up"` // bytes from clients to backends
 	Down    int64             `json:"down"`
@@ -35,7 +36,7 @@ func (r *Router) Stats() Stats {
 	s := Stats{Conns: r.seats.count(), Sniffing: len(r.waiting), Draining: r.draining, Refused: r.refused.copy()}
 	for _, t := range r.tracks {
 		rs := RouteStats{
-			Name: t.name, Removed: t.removed, Conns: len(t.conns), Total: t.total.Load(), Broken: t.broken.Load(),
+			Name: t.name, Removed: t.removed, Conns: len(t.conns), Total: t.total.Load(), Reset: t.reset.Load(), Broken: t.broken.Load(),
 			Refused: t.refused.copy(), Up: t.up, Down: t.down,
 		}
 		for c := range t.conns {

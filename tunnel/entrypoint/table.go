@@ -111,7 +111,15 @@ func (t *table) lookup(i *Info) *Route {
 	return nil
 }
 
+// maxServerName is the length of the longest DNS name.
+const maxServerName = 253
+
 func (t *table) byName(name string) *Route {
+	if len(name) > maxServerName {
+		// A hello holds 64 KiB of labels, each of which would have the rest of
+		// them hashed.
+		return t.fallback
+	}
 	name = strings.ToLower(name)
 	if r, ok := t.sni[name]; ok {
 		return r
