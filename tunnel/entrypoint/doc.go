@@ -51,6 +51,14 @@
 // [Router.SetRoutes] replaces all routes in one step. Connections belong to the
 // name of their route: while that is there they go on, whatever else has changed.
 //
+// # Draining
+//
+// What goes through is opaque, so nobody can be asked to come again: after
+// [Router.Shutdown] each connection may go on for a while, and is then reset at a
+// moment of its own, so that not all come back at once. The session of a tunnel's
+// agent ends so, too, with its streams, and the agent dials again at once. Take a
+// replica out of its load balancer some seconds before.
+//
 // # Goroutines
 //
 // One for each Serve, one more for each connection, and what relay.Relay has. All
