@@ -167,7 +167,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		refused: new(guard.LogLimit).Logger(a.logger()),
 	}
 	err = guard.Accept(ctx, l, a.logger(), func(c net.Conn) {
-		known := d.strangers.Enter(c, nil)
+		known := d.strangers.Enter(c, nil).Leave
 		work.Go(func() { d.handle(ctx, c, known) })
 	})
 	switch {

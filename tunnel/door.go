@@ -67,12 +67,14 @@ func (d *door) serve(ctx context.Context) error {
 }
 
 // handle serves one connection from its first byte to its end.
-func (d *door) handle(ctx context.Context, c net.Conn, admitted func()) {
+func (d *door) handle(ctx context.Context, c net.Conn, stranger *guard.Stranger) {
 	s := d.server
 	defer s.work.Done()
+	admitted := stranger.Leave
 	defer admitted()
 	stop := context.AfterFunc(ctx, func() { _ = relay.Reset(c) })
 	relay.KeepAlive(c)
+	stranger.Move(c.RemoteAddr()) // behind a load balancer it reads a PROXY header
 	p, err := d.meet(ctx, c)
 	stop()
 	log := s.logger().With("remote", c.RemoteAddr().String())

@@ -318,14 +318,14 @@ func (h *Handler) open(ctx context.Context, c net.Conn, t *Tunnel) (target net.C
 	}
 	dialCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := watch(c, t.Request.Early, func() { cancel(errClientGone) })
+	w := guard.Watch(c, t.Request.Early, func() { cancel(errClientGone) })
 	target, err = h.dial(dialCtx, t.Target)
-	early = w.stop()
+	early, unwatched := w.Stop()
 	if errors.Is(context.Cause(dialCtx), errClientGone) {
 		err = errClientGone
 	}
 	if err == nil {
-		err = w.err
+		err = unwatched
 	}
 	if err == nil {
 		err = ctx.Err()

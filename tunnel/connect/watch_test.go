@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
@@ -24,7 +25,7 @@ func TestEarlyBytes(t *testing.T) {
 		split       bool
 	}{
 		{"with the head", "hello", false}, {"behind the head", "hello", true},
-		{"full", strings.Repeat("x", maxEarly), true}, {"more than is kept", strings.Repeat("x", 300<<10), true},
+		{"full", strings.Repeat("x", guard.MaxEarly), true}, {"more than is kept", strings.Repeat("x", 300<<10), true},
 		{"more with the head", strings.Repeat("y", 40<<10), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -78,7 +79,7 @@ func TestEarlyBackPressure(t *testing.T) {
 		c := dialProxy(t, &n, connectTarget)
 		c.SetWriteDeadline(time.Now().Add(time.Second))
 		m, err := c.Write(make([]byte, 1<<20))
-		if max := maxEarly + 1<<10; m > max || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if max := guard.MaxEarly + 1<<10; m > max || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("took %d bytes, %v, want at most %d", m, err, max)
 		}
 	})
@@ -156,7 +157,7 @@ func TestDialCancelledWhenClientGone(t *testing.T) {
 		{"reset", "", func(c net.Conn) { relay.Reset(c) }, true},
 		{"reset after early bytes", "x", func(c net.Conn) { relay.Reset(c) }, true},
 		{"half-close after early bytes", "x", func(c net.Conn) { relay.CloseWrite(c) }, false},
-		{"reset behind a full buffer", strings.Repeat("x", 2*maxEarly), func(c net.Conn) { relay.Reset(c) }, false},
+		{"reset behind a full buffer", strings.Repeat("x", 2*guard.MaxEarly), func(c net.Conn) { relay.Reset(c) }, false},
 	} {
 		for _, late := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/late=%v", tt.name, late), func(t *testing.T) {

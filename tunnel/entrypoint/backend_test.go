@@ -145,7 +145,10 @@ func TestBackendAcceptsAndHangs(t *testing.T) {
 			w.greetedAt(nameB, nameB)
 		}
 		w.onlyRefused(nil)
-		w.until("they are counted", func() bool { r := w.router.Stats().Routes[0]; return r.Reset == 3 && r.Broken == 3 })
+		w.until("they are counted", func() bool {
+			r := w.router.Stats().Routes[0]
+			return r.ClientReset+r.BackendReset == 3 && r.Broken == 3
+		})
 	})
 }
 
@@ -221,7 +224,9 @@ func TestResetAndHalfClose(t *testing.T) {
 			}
 		}
 		w.onlyRefused(nil)
-		w.until("the resets are counted", func() bool { return w.router.Stats().Routes[0].Reset == 6 })
+		w.until("the resets are counted", func() bool {
+			return w.router.Stats().Routes[0].ClientReset == 3 && w.router.Stats().Routes[0].BackendReset == 3
+		})
 	})
 }
 
@@ -251,7 +256,7 @@ func TestBackendDies(t *testing.T) {
 			}
 		}
 		w.onlyRefused(nil)
-		w.until("they are counted", func() bool { return w.router.Stats().Routes[0].Reset == n })
+		w.until("they are counted", func() bool { return w.router.Stats().Routes[0].BackendReset == n })
 	})
 }
 
@@ -278,7 +283,6 @@ func TestHandlerErrors(t *testing.T) {
 			"nothing":        {scripted(func(context.Context, *Incoming) error { return nil }), "503"},
 			"any error":      {scripted(func(context.Context, *Incoming) error { return errors.New("backend.internal") }), "503"},
 			"a chosen one":   {scripted(func(context.Context, *Incoming) error { return &connect.Error{Reason: connect.ErrLimit} }), "429"},
-			"no backends":    {&Forward{}, "503"},
 			"another proxy":  {through, "503"},
 			"a dial timeout": {&Forward{Backends: []string{"x:1"}, Dial: hang, DialTimeout: time.Second}, "503"},
 		} {

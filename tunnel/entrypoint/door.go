@@ -28,8 +28,10 @@ type Door struct {
 	By By
 	// Proxy holds the load balancers in front, by the address of their sockets:
 	// with proxyproto.Require each of their connections must begin with a PROXY
-	// header, with Accept it may. That header names the client. From all others
-	// such a header is refused, or, with ByDestination, is only a key.
+	// header, with Accept it may. That header names the client; whoever connects
+	// through a balancer of Accept that adds none can name any. From all others such
+	// a header is refused, or, with ByDestination, is only a key. Accept and
+	// ByDestination exclude each other.
 	Proxy []proxyproto.Rule
 	// Headers holds the names of the routing header (ByHeader); empty means
 	// Reversed-VPN and X-Gardener-Destination. A request has exactly one of them,
@@ -60,6 +62,11 @@ const (
 func (d *Door) check() error {
 	if d.By > BySNI|ByDestination|ByHeader {
 		return fmt.Errorf("entrypoint: Door.By %d is unknown", d.By)
+	}
+	for _, rule := range d.Proxy {
+		if rule.Policy == proxyproto.Accept && d.By&ByDestination != 0 {
+			return fmt.Errorf("entrypoint: whether %v sends a PROXY header must be known at a door by destination: a client's own could be taken for it", rule.From)
+		}
 	}
 	for i, name := range d.Headers {
 		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
@@ -102,16 +109,19 @@ func newDoor(r *Router, d *Door) (*door, error) {
 
 // sniff reads as much of c as it takes to know what it wants. The result is
 // never nil; with an error, which is a *refusal, its Info is what is known.
-func (d *door) sniff(c net.Conn, start time.Time) (*Incoming, error) {
+func (d *door) sniff(c net.Conn, stranger *guard.Stranger, start time.Time) (*Incoming, error) {
 	p := proxyproto.NewConn(c, &proxyproto.Options{
 		Rules: d.Proxy, Default: proxyproto.Refuse, Inner: d.inner(), Timeout: d.router.headTimeout(),
 	})
 	in := &Incoming{conn: p, Info: &Info{Start: start, Peer: guard.SocketAddr(c)}}
 	i := in.Info
+	// The one that names the client first: a flood behind a load balancer is to be
+	// known for one while it holds the other back.
+	i.Proxy, i.Client, i.Local = p.Header(), addrPort(p.RemoteAddr()), p.LocalAddr()
+	stranger.Move(p.RemoteAddr())
 	if err := p.ReadHeader(); err != nil {
 		return in, firstRefusal(err)
 	}
-	i.Proxy, i.Client, i.Local = p.Header(), addrPort(p.RemoteAddr()), p.LocalAddr()
 	if inner := p.Inner(); inner != nil {
 		i.By, i.Destination = ByDestination, addrPort(inner.Destination)
 		return in, nil
@@ -174,7 +184,7 @@ const (
 )
 
 func (d *door) readHello(in *Incoming, c net.Conn, first []byte) error {
-	hello, all, err := readHello(c, first)
+	hello, all, err := readHello(c, first, &d.router.helloBytes)
 	in.conn = relay.NewPrefixed(c, all)
 	if err != nil {
 		return readRefusal(err)
@@ -183,8 +193,12 @@ func (d *door) readHello(in *Incoming, c net.Conn, first []byte) error {
 	return nil
 }
 
+// maxHead bounds a request head. Strangers may have a thousand of them in memory,
+// and what routes has some 200 bytes.
+const maxHead = 16 << 10
+
 func (d *door) readRequest(in *Incoming, deadline time.Time) error {
-	limits := connect.HeadLimits{Timeout: -1}
+	limits := connect.HeadLimits{Timeout: -1, MaxBytes: maxHead}
 	if d.router.headTimeout() > 0 {
 		limits.Timeout = max(time.Until(deadline), time.Millisecond)
 	}
@@ -251,6 +265,9 @@ func firstRefusal(err error) *refusal {
 func readRefusal(err error) *refusal {
 	if errors.Is(err, errHelloTooLarge) {
 		return refuse(ReasonTooLarge, connect.ErrRequest, alertDecodeError, err.Error(), nil)
+	}
+	if errors.Is(err, errHellosTooLarge) {
+		return refuse(ReasonFlood, connect.ErrUnavailable, alertInternalError, err.Error(), nil)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return refuse(ReasonMalformed, connect.ErrRequest, alertDecodeError, "the ClientHello is cut off", err)

@@ -64,8 +64,8 @@ func TestDrainIsSpread(t *testing.T) {
 						cut[i] = time.Since(start)
 					})
 				}
-				if err := w.router.Shutdown(t.Context()); err != nil {
-					t.Errorf("Shutdown = %v", err)
+				if err := w.router.Shutdown(t.Context()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), " 100 connections ") {
+					t.Errorf("Shutdown = %v, which is to tell how many were cut", err)
 				}
 				took := time.Since(start)
 				wait.Wait()
@@ -87,6 +87,26 @@ func TestDrainIsSpread(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who leaves by itself is none of those that Shutdown tells of, though its moment
+// comes as well.
+func TestShutdownCounts(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, func(r *Router) { r.DrainTimeout = 10 * time.Second })
+		for range 20 {
+			leaves := w.greeted(w.dial("client", doorSNI), nameA)
+			time.AfterFunc(time.Second, func() { leaves.Close() })
+		}
+		stays := []net.Conn{w.greeted(w.dial("client", doorSNI), nameA), w.greeted(w.dial("client", doorSNI), nameB)}
+		err := w.router.Shutdown(t.Context())
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), " 2 connections ") {
+			t.Errorf("Shutdown = %v, want 2 that did not end", err)
+		}
+		for _, c := range stays {
+			endedAfter(t, c)
+		}
+	})
 }
 
 // With a negative DrainTimeout, and whenever the context ends before it, the end
@@ -114,15 +134,14 @@ func TestShutdownContext(t *testing.T) {
 }
 
 // While it drains, nothing new is taken: the ports are closed, and who had not
-// said yet what it wants is told so when it does, or is cut off when its time is
-// over.
+// said yet what it wants is told so when it does, or is reset after a second.
 func TestDrainingRefuses(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
-		w := newWorld(t, nil)
-		start := time.Now()
+		w := newWorld(t, func(r *Router) { r.DrainTimeout = -1 })
 		head, hello, claim := w.dial("client", doorHeader), w.dial("client", doorSNI), w.dial("client", doorDest)
 		mute := w.dial("client", doorAll)
 		w.until("four strangers", func() bool { return w.router.Stats().Sniffing == 4 })
+		start := time.Now()
 		done := make(chan error)
 		go func() { done <- w.router.Shutdown(t.Context()) }()
 		w.until("it drains", func() bool { return w.router.Stats().Draining })
@@ -142,11 +161,13 @@ func TestDrainingRefuses(t *testing.T) {
 			t.Errorf("PROXY: %v, want a reset", err)
 		}
 		w.refused(ReasonDraining, 3)
-		ended(mute)
-		if err := <-done; err != nil || time.Since(start) != 10*time.Second {
-			t.Errorf("Shutdown = %v after %v, want that of HeadTimeout", err, time.Since(start))
+		if err := ended(mute); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("who says nothing: %v, want a reset", err)
 		}
-		w.refused(ReasonSlow, 1)
+		if err := <-done; err != nil || time.Since(start) != time.Second {
+			t.Errorf("Shutdown = %v after %v, want that of who says nothing", err, time.Since(start))
+		}
+		w.refused(ReasonDraining, 4)
 	})
 }
 

@@ -7,10 +7,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -27,12 +29,15 @@ import (
 // Fields are set before the first connection and not changed afterwards.
 type Forward struct {
 	// Backends holds host:port, or unix:PATH, where a PATH that begins with @ is
-	// an abstract socket. At least one is needed.
+	// an abstract socket. At least one is needed. A name with several addresses
+	// is one backend: within the time of one dial they are tried one by one.
 	Backends []string
 	// Dial dials a backend, with the network "tcp" or "unix"; nil means a
 	// net.Dialer. It must return soon after its context ends.
 	Dial connect.DialFunc
-	// DialTimeout bounds each dial. 0 means 5 s, negative no bound.
+	// DialTimeout bounds each dial. 0 means 5 s, negative no bound. A client that
+	// resets its connection meanwhile ends the dial; one that only closes it cannot be
+	// told from one that has asked and finished.
 	DialTimeout time.Duration
 	// SendProxy is the version of the PROXY header that the backend gets first:
 	// 1, 2, or 0 for none. It names the true client (Info.Client) and what it
@@ -54,11 +59,23 @@ type Forward struct {
 // stagger is how long a backend may be alone in being dialled.
 const stagger = time.Second
 
+// check tells what is wrong with f by itself.
+func (f *Forward) check() error {
+	if f == nil {
+		return errors.New("its handler is a nil *Forward")
+	}
+	err := checkBackends(f.Backends)
+	if f.SendProxy < 0 || f.SendProxy > 2 {
+		err = errors.Join(err, fmt.Errorf("SendProxy %d: want 0, 1 or 2", f.SendProxy))
+	}
+	return err
+}
+
 // ServeConn implements [Handler].
 func (f *Forward) ServeConn(ctx context.Context, in *Incoming) error {
-	backend, err := f.dial(ctx, in.Info)
+	backend, err := f.dialFor(ctx, in)
 	if err != nil {
-		return noBackend{err}
+		return err
 	}
 	client, err := in.Accept()
 	if err != nil {
@@ -75,6 +92,32 @@ func (f *Forward) ServeConn(ctx context.Context, in *Incoming) error {
 	return relay.Relay(ctx, client, backend, &relay.Options{IdleTimeout: f.IdleTimeout, Counter: in.Counter()})
 }
 
+// dialFor dials while it looks whether the client is still there: else who connects
+// and goes away at once would cost a seat for as long as a dial may take.
+func (f *Forward) dialFor(ctx context.Context, in *Incoming) (net.Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := guard.Watch(in.conn, nil, func() { cancel(errClientGone) })
+	backend, err := f.dial(ctx, in.Info)
+	early, unwatched := w.Stop()
+	if len(early) > 0 {
+		in.conn = relay.NewPrefixed(in.conn, early)
+	}
+	gone := context.Cause(ctx) == errClientGone
+	switch {
+	case err == nil && (gone || unwatched != nil):
+		_ = relay.Reset(backend)
+		return nil, errClientGone
+	case gone:
+		return nil, errClientGone
+	case err != nil:
+		return nil, noBackend{err}
+	}
+	return backend, nil
+}
+
+var errClientGone = errors.New("entrypoint: the client went away during the dial")
+
 var errMaxDuration = errors.New("entrypoint: the connection is as old as its route allows")
 
 // dialled is how the dial of one backend ended.
@@ -87,7 +130,7 @@ type dialled struct {
 // dial returns a connection to the first backend that answers.
 func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 	order := f.health.order(f.Backends)
-	if len(order) == 0 {
+	if len(order) == 0 { // SetRoutes sees a Forward, and not one within another Handler
 		return nil, errors.New("entrypoint: the route has no backends")
 	}
 	if len(order) == 1 { // as most routes have it: nothing to watch beside the dial
@@ -123,8 +166,8 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 				return d.conn, nil
 			}
 			errs = append(errs, d.err)
-			if ctx.Err() == nil {
-				f.health.bad(order[d.place])
+			if ctx.Err() == nil && !errors.Is(d.err, syscall.EMFILE) && !errors.Is(d.err, syscall.ENFILE) {
+				f.health.bad(order[d.place]) // and not for a lack of descriptors here
 			}
 			if running[begun-1] {
 				continue // the second of the latest is not over

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,7 +73,7 @@ func FuzzReadHello(f *testing.F) {
 		if err != nil {
 			return // nothing has been sent
 		}
-		found, all, err := readHello(c, first[:n])
+		found, all, err := readHello(c, first[:n], new(atomic.Int64))
 		if (found == nil) == (err == nil) {
 			t.Fatalf("%v %v", found, err)
 		}
@@ -182,9 +183,12 @@ func FuzzDoor(f *testing.F) {
 	}}); err != nil {
 		f.Fatal(err)
 	}
-	rules := []proxyproto.Rule{{From: prefix(balancer + "/32"), Policy: proxyproto.Accept}}
 	var doors []*queue
 	for _, by := range []By{BySNI, ByDestination, ByHeader, BySNI | ByDestination | ByHeader} {
+		rules := []proxyproto.Rule{{From: prefix(balancer + "/32"), Policy: proxyproto.Accept}}
+		if by&ByDestination != 0 {
+			rules[0].Policy = proxyproto.Require
+		}
 		q := &queue{make(chan net.Conn), make(chan struct{})}
 		doors = append(doors, q)
 		go func() { _ = router.Serve(q, &Door{By: by, Proxy: rules, Unknown: Unknown(by % 2)}) }()
@@ -291,7 +295,7 @@ func FuzzParseDestination(f *testing.F) {
 		if err != nil || again != d {
 			t.Errorf("%q is %q, which is %v, %v", s, d, again, err)
 		}
-		table, err := newTable([]*Route{{Name: "x", Destinations: []Destination{d}, Handler: &Forward{}}})
+		table, err := newTable([]*Route{{Name: "x", Destinations: []Destination{d}, Handler: &Forward{Backends: []string{"x:1"}}}})
 		if err != nil {
 			t.Fatalf("%q: %v", s, err)
 		}

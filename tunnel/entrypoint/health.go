@@ -76,3 +76,27 @@ func (h *health) good(backend string) {
 	defer h.mu.Unlock()
 	delete(h.sick, backend)
 }
+
+// BackendStatus is what a [Forward] knows of a backend.
+type BackendStatus struct {
+	Backend string `json:"backend"`
+	// SickUntil is until when the backend is passed over, because it could not be
+	// dialled; zero if it is good for all that is known.
+	SickUntil time.Time `json:"sickUntil,omitzero"`
+}
+
+// Status returns what is known of the backends, in their order.
+func (f *Forward) Status() []BackendStatus {
+	h := &f.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []BackendStatus
+	for _, b := range f.Backends {
+		s := BackendStatus{Backend: b}
+		if sick := h.sick[b]; sick != nil && time.Now().Before(sick.until) {
+			s.SickUntil = sick.until
+		}
+		all = append(all, s)
+	}
+	return all
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 const (
@@ -19,11 +20,19 @@ const (
 	// maxALPN is how many protocols are kept of those that are offered. A hello
 	// holds 32,000, which would stay in memory as long as the connection.
 	maxALPN = 64
+
+	// smallHello is what a hello may have in any case. Those of today's clients
+	// have 2 KiB.
+	smallHello = 8 << 10
+	// maxLargeHellos bounds what all hellos of a Router together have beyond, while
+	// they are not complete. crypto/tls holds as much again.
+	maxLargeHellos = 32 << 20
 )
 
 var (
-	errHelloRead     = errors.New("the ClientHello has been read")
-	errHelloTooLarge = errors.New("ClientHello too large")
+	errHelloRead      = errors.New("the ClientHello has been read")
+	errHelloTooLarge  = errors.New("ClientHello too large")
+	errHellosTooLarge = errors.New("too many large ClientHellos at once")
 )
 
 // clientHello is what is read from a ClientHello.
@@ -40,11 +49,14 @@ type clientHello struct {
 // before it answers. It asks for the keys of encrypted ClientHellos before it
 // looks into one, so that a name is found whatever stands there, be it GREASE
 // (RFC 8701, RFC 9849 §6.2) or garbage, and it is always the outer one.
-func readHello(c net.Conn, read []byte) (*clientHello, []byte, error) {
-	h := &helloConn{Conn: c, read: read}
+//
+// large counts the bytes of large hellos that are being read.
+func readHello(c net.Conn, read []byte, large *atomic.Int64) (*clientHello, []byte, error) {
+	h := &helloConn{Conn: c, read: read, large: large}
+	defer func() { large.Add(-h.counted) }()
 	found := (*clientHello)(nil)
 	take := func(i *tls.ClientHelloInfo) error {
-		found = &clientHello{serverName: strings.ToLower(i.ServerName), alpn: slices.Clone(i.SupportedProtos[:min(len(i.SupportedProtos), maxALPN)])}
+		found = &clientHello{serverName: lower(i.ServerName), alpn: slices.Clone(i.SupportedProtos[:min(len(i.SupportedProtos), maxALPN)])}
 		return errHelloRead
 	}
 	err := tls.Server(h, &tls.Config{
@@ -82,6 +94,17 @@ func announced(records []byte) int {
 	return int(head[1])<<16 | int(head[2])<<8 | int(head[3])
 }
 
+// lower is strings.ToLower for ASCII: a server name that has other letters is none
+// that a client may send (RFC 6066 §3), and must not become one.
+func lower(name string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, name)
+}
+
 // badHello is a verdict of crypto/tls, as opposed to an error of the connection.
 type badHello struct{ error }
 
@@ -93,6 +116,9 @@ type helloConn struct {
 	read []byte
 	next int   // of read, what crypto/tls has not seen
 	err  error // of the connection, which crypto/tls wraps or replaces
+
+	large   *atomic.Int64
+	counted int64 // of h in large
 }
 
 func (h *helloConn) Read(b []byte) (int, error) {
@@ -112,6 +138,12 @@ func (h *helloConn) more(n int) error {
 	room := maxHelloBytes - len(h.read)
 	if room <= 0 {
 		return errHelloTooLarge
+	}
+	if more := int64(len(h.read)+min(n, room)-smallHello) - h.counted; more > 0 {
+		h.counted += more
+		if h.large.Add(more) > maxLargeHellos {
+			return errHellosTooLarge
+		}
 	}
 	// crypto/tls offers room for what it still wants, or a little more.
 	h.read = slices.Grow(h.read, min(n, room))

@@ -11,7 +11,8 @@ import (
 
 // Incoming is a connection that has found its route and waits to be accepted.
 type Incoming struct {
-	// Info is what is known of it.
+	// Info is what is known of it, without Info.Request: a head is larger than all
+	// else that a connection needs.
 	Info *Info
 
 	conn     net.Conn // all that was read too early is in front again
@@ -32,13 +33,9 @@ const (
 // Accept tells the client that it will be served, over CONNECT with 200, and
 // returns its connection, from which comes all that it has sent for the
 // backend. The caller owns the connection, also after an error of Accept has
-// told that the client is gone. Accept is called once. From then on Info is a copy
-// without Request, because a head is larger than all else that a connection needs.
+// told that the client is gone. Accept is called once.
 func (c *Incoming) Accept() (net.Conn, error) {
 	c.accepted = true
-	i := *c.Info // Authorize may have kept the other
-	i.Request = nil
-	c.Info = &i
 	if c.Info.By != ByHeader {
 		return c.conn, nil
 	}

@@ -64,7 +64,7 @@ type Info struct {
 	// nobody's and is dropped.
 	Destination netip.AddrPort
 	// HeaderName and HeaderValue are the routing header of the request, and
-	// Request is all of it until the connection is accepted (ByHeader).
+	// Request is all of it, for Authorize only (ByHeader).
 	HeaderName  string
 	HeaderValue string
 	Request     *connect.Request

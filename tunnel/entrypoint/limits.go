@@ -12,9 +12,9 @@ type Limits struct {
 	// connection takes two file descriptors, and up to four more while much is
 	// moved.
 	//
-	// Nobody may take all of them: above nine tenths a client is refused that
-	// has its fair share already, which is this number divided by the number of
-	// clients there are and one more, who may come.
+	// Nobody may take all of them: a client is refused that has nine times as many
+	// as are free. So one alone gets nine tenths, two get 47 % each, and who has few
+	// is let in when others are not.
 	Conns int
 	// Sniffing is how many connections of a listener may not have said yet what
 	// they want, by default 1024. One more, and the oldest of the network that
@@ -61,7 +61,7 @@ func (s *seats) take(l Limits, client netip.Addr) (give func(), full string) {
 		return nil, "the client"
 	case s.taken >= all:
 		return nil, "all clients"
-	case s.taken >= all-all/10 && own >= max(all/(len(s.by)+1), 1):
+	case own > 0 && own >= 9*(all-s.taken):
 		return nil, "the client, above its fair share"
 	}
 	if s.by == nil {

@@ -85,8 +85,8 @@ func TestLimitFairShare(t *testing.T) {
 		}
 		return n
 	}
-	// 90 for who comes first. Who comes next has the rest, below a third.
-	if got := [3]int{count(a), count(b), count(c)}; got != [3]int{90, 10, 0} {
+	// 90 for who comes first, as nine times as much as is free; who has few is let in.
+	if got := [3]int{count(a), count(b), count(c)}; got != [3]int{90, 9, 1} {
 		t.Errorf("%v", got)
 	}
 	// All hosts of an IPv6 network are one client.
@@ -94,7 +94,7 @@ func TestLimitFairShare(t *testing.T) {
 		g()
 		g() // twice is once
 	}
-	if got := [4]int{count(c), count("2001:db8::ffff"), count("2001:db8:0:1::1"), s.count()}; got != [4]int{50, 0, 10, 100} {
+	if got := [4]int{count(c), count("2001:db8::ffff"), count("2001:db8:0:1::1"), s.count()}; got != [4]int{54, 0, 6, 100} {
 		t.Errorf("%v", got)
 	}
 	for _, gs := range give {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // Causes with which the context of a connection ends, so that its log line tells
@@ -37,10 +39,21 @@ type track struct {
 	conns   map[*conn]struct{}
 
 	total    atomic.Uint64 // connections
-	reset    atomic.Uint64
 	broken   atomic.Uint64
+	resets   [2]atomic.Uint64 // by the client, by the backend
 	refused  refusals
 	up, down int64 // bytes of connections that have ended
+}
+
+// reset counts a connection that a peer has reset. Of a Forward's relay the
+// backend is leg b.
+func (t *track) reset(err error) {
+	var e *relay.Error
+	if errors.As(err, &e) && e.Leg == "b" {
+		t.resets[1].Add(1)
+	} else {
+		t.resets[0].Add(1)
+	}
 }
 
 // conn is a connection from its accept to its end.

@@ -66,7 +66,7 @@ func refuse(reason Reason, why connect.Reason, alert byte, detail string, err er
 // What clients are told is the same text for each kind: routes, backends and
 // limits are nobody's business in the internet.
 func refuseUnknown(i *Info) *refusal {
-	return refuse(ReasonUnknown, connect.ErrDenied, alertUnrecognizedName, "no route", fmt.Errorf("no route for %s %q", i.By, i.Key()))
+	return refuse(ReasonUnknown, connect.ErrDenied, alertUnrecognizedName, "no route", fmt.Errorf("no route for %s %q", i.By, short(i.Key())))
 }
 
 func refuseDenied() *refusal {
@@ -89,6 +89,9 @@ func refuseDraining() *refusal {
 
 // refuseBackend is what a Handler's error before Accept becomes.
 func refuseBackend(err error) *refusal {
+	if errors.Is(err, errClientGone) {
+		return &refusal{reason: ReasonBroken, err: err}
+	}
 	r := refuse(ReasonBackend, connect.ErrUnavailable, alertInternalError, "the backend does not answer", err)
 	var chosen *connect.Error
 	if errors.As(err, &chosen) {

@@ -136,6 +136,9 @@ func (r *Route) check() error {
 	if r.Handler == nil {
 		bad("it has no handler")
 	}
+	if f, ok := r.Handler.(*Forward); ok {
+		errs = append(errs, f.check())
+	}
 	if len(r.SNI)+len(r.Destinations)+len(r.HeaderValues) == 0 && !r.Default {
 		bad("nothing leads to it: it has no server name, destination or header value, and is not the default")
 	}

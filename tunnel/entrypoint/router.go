@@ -2,10 +2,12 @@ package entrypoint
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
@@ -46,6 +48,8 @@ type Router struct {
 	seats    seats
 	refused  refusals
 	limitLog guard.LogLimit
+
+	helloBytes atomic.Int64 // of large hellos that are being read
 
 	mu       sync.Mutex
 	table    *table            // nil before the first SetRoutes
@@ -153,21 +157,26 @@ func (r *Router) isDraining() bool {
 }
 
 // Shutdown stops accepting and waits until the connections have ended, each at
-// last at its own moment of [Router.DrainTimeout]. If ctx ends before, what is
-// open is reset, and the error is that of ctx. A connection that has not said yet
-// what it wants is refused when it does.
+// last at its own moment of [Router.DrainTimeout]; if any was reset then, the error
+// says how many. If ctx ends before, what is open is reset, and the error is that
+// of ctx. Connections that have not said what they want are refused if they do, and
+// reset after a second.
 func (r *Router) Shutdown(ctx context.Context) error {
 	gone := r.drain()
-	for _, t := range r.cutLater() {
+	var cut atomic.Int64
+	for _, t := range r.cutLater(&cut) {
 		defer t.Stop()
 	}
 	select {
 	case <-gone:
-		return nil
 	case <-ctx.Done():
 		_ = r.Close()
 		return context.Cause(ctx)
 	}
+	if n := cut.Load(); n > 0 {
+		return fmt.Errorf("entrypoint: %d connections did not end by themselves: %w", n, context.DeadlineExceeded)
+	}
+	return nil
 }
 
 // Close stops accepting, resets all connections, and waits until they are gone.
@@ -201,21 +210,35 @@ func (r *Router) drain() <-chan struct{} {
 	return r.gone
 }
 
-// cutLater has each connection end at a moment of its own.
-func (r *Router) cutLater() []*time.Timer {
+// strangerDrain is how long a connection may go on that is not let in yet.
+const strangerDrain = time.Second
+
+// cutLater has each connection end at a moment of its own, and counts those in cut
+// that it ends.
+func (r *Router) cutLater(cut *atomic.Int64) []*time.Timer {
 	d := r.DrainTimeout
 	if d == 0 {
 		d = 25 * time.Second
 	}
-	if d < 0 {
-		return nil
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var timers []*time.Timer
+	for c := range r.waiting {
+		timers = append(timers, time.AfterFunc(strangerDrain, func() { c.end(errDrained) }))
+	}
+	if d < 0 {
+		return timers
+	}
 	for _, c := range r.live() {
 		moment := d/5 + rand.N(d-d/5+1)
-		timers = append(timers, time.AfterFunc(moment, func() { c.end(errDrained) }))
+		timers = append(timers, time.AfterFunc(moment, func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if _, there := c.track.conns[c]; there { // else it has ended by itself
+				cut.Add(1)
+				c.end(errDrained)
+			}
+		}))
 	}
 	return timers
 }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -22,19 +23,19 @@ func (r *Router) serveConn(d *door, c net.Conn) {
 	}
 	flood := new(atomic.Bool)
 	// In the order of their arrival, which tells the oldest.
-	known := d.strangers.Enter(c, func() { flood.Store(true) })
-	go r.carry(ctx, d, own, c, flood, known)
+	stranger := d.strangers.Enter(c, func() { flood.Store(true) })
+	go r.carry(ctx, d, own, c, flood, stranger)
 }
 
 // carry serves a connection from its first byte to its end.
-func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, flood *atomic.Bool, known func()) {
+func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, flood *atomic.Bool, stranger *guard.Stranger) {
 	defer c.end(nil)
 	defer r.leave(c)
-	defer known() // also while a refusal is told: that is bounded, too
+	defer stranger.Leave() // also while a refusal is told: that is bounded, too
 	relay.KeepAlive(raw)
 	abort := context.AfterFunc(ctx, func() { _ = relay.Reset(raw) })
 	var err error
-	c.in, err = d.sniff(raw, time.Now())
+	c.in, err = d.sniff(raw, stranger, time.Now())
 	var handler Handler
 	if err == nil {
 		handler, err = r.enter(c)
@@ -46,6 +47,9 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 	defer func() { give() }()
 	if err == nil {
 		err = r.authorize(ctx, c.in.Info)
+	}
+	if err == nil {
+		stranger.Leave() // and now it cannot be evicted any more
 	}
 	switch ended := refuseEnded(ctx); {
 	case flood.Load():
@@ -59,10 +63,12 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 		abort()
 		return
 	}
-	known()
 	if !abort() {
 		return // it has been reset
 	}
+	i := *c.in.Info // Authorize may have kept the other
+	i.Request = nil
+	c.in.Info = &i
 	err = handler.ServeConn(ctx, c.in)
 	if !c.in.accepted {
 		if err == nil {
@@ -151,15 +157,16 @@ func (r *Router) log(ctx context.Context, c *conn, err error) {
 	log, level, outcome := r.logger(), slog.LevelDebug, "closed"
 	cause := context.Cause(ctx)
 	switch {
-	case cause != nil && err != nil:
-		err = cause
-		fallthrough
-	case err != nil && !isReset(err):
+	case err == nil:
+	case cause == nil && isReset(err):
+		outcome = logged(err)
+		c.track.reset(err)
+	default:
+		if cause != nil {
+			err = cause
+		}
 		log, level, outcome = r.limitLog.Logger(log), slog.LevelInfo, logged(err)
 		c.track.broken.Add(1)
-	case err != nil:
-		outcome = logged(err)
-		c.track.reset.Add(1)
 	}
 	if !log.Enabled(ctx, level) {
 		return
@@ -177,9 +184,12 @@ func isReset(err error) bool {
 
 // attrs is what a log line says of a connection.
 func (i *Info) attrs() []slog.Attr {
-	attrs := []slog.Attr{slog.String("peer", i.Peer.String())}
-	if i.Proxy != nil {
-		attrs = append(attrs, slog.String("client", i.Client.String()))
+	var attrs []slog.Attr
+	if i.Peer != nil {
+		attrs = append(attrs, slog.String("peer", i.Peer.String()))
+	}
+	if i.Proxy != nil && !i.Proxy.Local {
+		attrs = append(attrs, slog.String("client", i.Proxy.Source.String()))
 	}
 	if i.By != 0 {
 		attrs = append(attrs, slog.String(i.By.String(), short(i.Key())))

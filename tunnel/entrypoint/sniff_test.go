@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
@@ -310,7 +311,7 @@ func TestVersions(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		for v := uint16(tls.VersionTLS10); v <= tls.VersionTLS13; v++ {
-			found, all, err := readHello(&captureConn{}, []byte(helloOf(t, &tls.Config{ServerName: nameA, MinVersion: v, MaxVersion: v})))
+			found, all, err := readHello(&captureConn{}, []byte(helloOf(t, &tls.Config{ServerName: nameA, MinVersion: v, MaxVersion: v})), new(atomic.Int64))
 			if err != nil || found.serverName != nameA || len(all) == 0 {
 				t.Errorf("%x: %v %v", v, found, err)
 			}
@@ -330,12 +331,12 @@ func TestVersions(t *testing.T) {
 // ALPN is seen, and of a list without end only the beginning is kept.
 func TestALPN(t *testing.T) {
 	h := helloOf(t, &tls.Config{ServerName: nameA, NextProtos: []string{"h2", "http/1.1"}})
-	found, _, err := readHello(&captureConn{}, []byte(h))
+	found, _, err := readHello(&captureConn{}, []byte(h), new(atomic.Int64))
 	if err != nil || !slices.Equal(found.alpn, []string{"h2", "http/1.1"}) {
 		t.Errorf("%v %v", found, err)
 	}
 	h = helloOf(t, &tls.Config{ServerName: nameA, NextProtos: slices.Repeat([]string{"x"}, 20000)})
-	found, all, err := readHello(&captureConn{}, []byte(h))
+	found, all, err := readHello(&captureConn{}, []byte(h), new(atomic.Int64))
 	if err != nil || len(found.alpn) != maxALPN || cap(found.alpn) > 2*maxALPN || string(all) != h {
 		t.Errorf("%d protocols are kept: %v", len(found.alpn), err)
 	}

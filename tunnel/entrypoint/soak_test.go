@@ -74,7 +74,7 @@ func TestSoakSetRoutes(t *testing.T) {
 	stats := s.router.Stats()
 	var broken uint64
 	for _, r := range stats.Routes {
-		broken += r.Reset + r.Broken
+		broken += r.ClientReset + r.BackendReset + r.Broken
 	}
 	if broken > 0 || len(stats.Refused) > 0 || stats.Conns+stats.Sniffing > 0 {
 		t.Errorf("%d broken, %d left, refused %v", broken, stats.Conns+stats.Sniffing, stats.Refused)

@@ -168,7 +168,7 @@ func testRoutesReplaced(s *seed) {
 	stays.finish()
 	goes.finish()
 	for _, w := range []*world{s.a, s.b} {
-		if r := s.route(w); r.Conns != 1 || r.Total != 1 || r.Reset+r.Broken != 0 {
+		if r := s.route(w); r.Conns != 1 || r.Total != 1 || r.ClientReset+r.BackendReset+r.Broken != 0 {
 			t.Errorf("the agent of %s has connected again: %+v", w.cluster, r)
 		}
 	}

@@ -4,7 +4,7 @@
 //
 //	strangers := guard.Strangers{Limit: 1024}
 //	err := guard.Accept(ctx, listener, logger, func(c net.Conn) {
-//		known := strangers.Enter(c)
-//		go func() { defer known(); … }()
+//		stranger := strangers.Enter(c, nil)
+//		go func() { defer stranger.Leave(); … }()
 //	})
 package guard
