@@ -35,7 +35,7 @@ const module = "github.com/rhizome-tunnel/rhizome"
 var imports = map[string][]string{
 	".":                       {},
 	"tunnel/relay":            {"golang.org/x/sys/unix"},
-	"tunnel/internal/guard":   {"tunnel/relay"},
+	"tunnel/internal/guard":   {"tunnel/relay", "golang.org/x/sys/unix"},
 	"tunnel/connect":          {"tunnel/internal/guard", "tunnel/relay", "golang.org/x/net/proxy", "golang.org/x/net/http/httpproxy"},
 	"tunnel/internal/yamldoc": {},
 	"tunnel/certs":            {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},

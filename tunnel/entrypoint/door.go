@@ -88,7 +88,7 @@ type door struct {
 }
 
 func newDoor(r *Router, d *Door) (*door, error) {
-	own := &door{router: r, strangers: guard.Strangers{Limit: r.Limits.sniffing()}}
+	own := &door{router: r, strangers: guard.Strangers{Limit: r.effective().sniffing()}}
 	if d != nil {
 		own.Door = *d
 	}

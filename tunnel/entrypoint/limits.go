@@ -6,7 +6,9 @@ import (
 )
 
 // Limits bounds the connections of a [Router]. Zero fields mean the default,
-// negative ones no bound.
+// negative ones no bound. Where the process may have fewer descriptors than they
+// take (RLIMIT_NOFILE), Conns is two fifths of those and Sniffing a sixteenth, and
+// the log says so.
 type Limits struct {
 	// Conns is how many connections are carried at once, by default 20000. A
 	// connection takes two file descriptors, and up to four more while much is
@@ -42,6 +44,18 @@ func limit(v, fallback int) int {
 func (l Limits) conns() int     { return limit(l.Conns, 20000) }
 func (l Limits) sniffing() int  { return limit(l.Sniffing, 1024) }
 func (l Limits) perClient() int { return limit(l.PerClient, noLimit) }
+
+// within lowers what a process with so many descriptors cannot keep: else those run
+// out before a limit bites, and nobody is served. 0 descriptors means not known.
+func (l Limits) within(descriptors int) (lowered Limits, by bool) {
+	if descriptors == 0 {
+		return l, false
+	}
+	lowered = l
+	lowered.Conns = min(l.conns(), descriptors*2/5)
+	lowered.Sniffing = min(l.sniffing(), descriptors/16)
+	return lowered, lowered.Conns < l.conns() || lowered.Sniffing < l.sniffing()
+}
 
 // seats is how many connections there are, of whom.
 type seats struct {

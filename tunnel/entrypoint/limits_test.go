@@ -241,3 +241,23 @@ func TestFloodWhileAuthorized(t *testing.T) {
 		}
 	})
 }
+
+// No limit is more than the process can keep.
+func TestLimitsWithinDescriptors(t *testing.T) {
+	for _, tc := range []struct {
+		set         Limits
+		descriptors int
+		want        Limits
+		lowered     bool
+	}{
+		{Limits{}, 0, Limits{}, false},
+		{Limits{}, 1 << 20, Limits{Conns: 20000, Sniffing: 1024}, false},
+		{Limits{}, 1024, Limits{Conns: 409, Sniffing: 64}, true},
+		{Limits{Conns: 100, Sniffing: 10, PerClient: 3}, 1024, Limits{Conns: 100, Sniffing: 10, PerClient: 3}, false},
+		{Limits{Conns: -1, Sniffing: 10}, 20000, Limits{Conns: 8000, Sniffing: 10}, true},
+	} {
+		if got, lowered := tc.set.within(tc.descriptors); got != tc.want || lowered != tc.lowered {
+			t.Errorf("%+v within %d: %+v %v", tc.set, tc.descriptors, got, lowered)
+		}
+	}
+}

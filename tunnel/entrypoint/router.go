@@ -45,6 +45,8 @@ type Router struct {
 	// most 20 a second. Nil is silent.
 	Logger *slog.Logger
 
+	bounds   sync.Once
+	limits   Limits // of Limits, what descriptors allow
 	seats    seats
 	refused  refusals
 	limitLog guard.LogLimit
@@ -241,6 +243,19 @@ func (r *Router) cutLater(cut *atomic.Int64) []*time.Timer {
 		}))
 	}
 	return timers
+}
+
+// effective is what is left of Limits within what this process may open.
+func (r *Router) effective() Limits {
+	r.bounds.Do(func() {
+		var lowered bool
+		n := guard.Descriptors()
+		if r.limits, lowered = r.Limits.within(n); lowered {
+			r.logger().Warn("limits lowered: a connection takes two descriptors and more, see ulimit -n", "descriptors", n,
+				"connections", r.limits.Conns, "sniffing", r.limits.Sniffing)
+		}
+	})
+	return r.limits
 }
 
 func (r *Router) logger() *slog.Logger {

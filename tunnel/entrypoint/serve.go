@@ -88,7 +88,7 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 
 // seat takes one of the Router's connections.
 func (r *Router) seat(i *Info) (give func(), err error) {
-	give, full := r.seats.take(r.Limits, i.Client.Addr())
+	give, full := r.seats.take(r.effective(), i.Client.Addr())
 	if full != "" {
 		return func() {}, refuseLimit(full)
 	}
