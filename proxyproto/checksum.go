@@ -11,16 +11,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // findChecksum returns where in a frame of version 2 the value of the CRC32C
 // TLV is, or 0 if there is none. The TLVs are known to be whole.
 func findChecksum(frame []byte) (at int, err error) {
-	i := fixedV2
-	switch frame[13] >> 4 {
-	case 1:
-		i += 12
-	case 2:
-		i += 36
-	case 3:
-		i += 2 * unixPath
-	}
-	for i+3 <= len(frame) {
+	for i := tlvsAt(frame); i+3 <= len(frame); {
 		length := int(binary.BigEndian.Uint16(frame[i+1:]))
 		if TLVType(frame[i]) == TypeCRC32C {
 			if at > 0 || length != crc32.Size {

@@ -119,7 +119,8 @@ func (c *Conn) Header() *Header {
 // Inner returns the header behind the one that names the client, or nil if
 // there is none, Options.Inner refuses it, or reading failed. It may come from
 // anyone: its destination is a key to look up and never an address to dial, and
-// its source is nobody.
+// its source is nobody. Its TLVs are dropped, so that nobody believes them and
+// they take no memory.
 func (c *Conn) Inner() *Header {
 	_ = c.advance(stageData)
 	if c.stage.Load() < stageData {
@@ -280,14 +281,16 @@ func (c *Conn) drop() {
 // Unwrap takes what was read too early out of c and returns it with the
 // connection below, which is where to read from afterwards: it is how
 // [relay.Relay] gets at a socket to splice. It does not wait. Where a header is
-// still awaited, or one that is refused might still come because nothing was
-// read, it returns c's own reading side, which cannot be spliced; so call
-// ReadHeader, or Read, before.
+// still awaited, in another goroutine maybe, or one that is refused might still
+// come because nothing was read, it returns c's own reading side, which cannot be
+// spliced; so call ReadHeader, or Read, before.
 func (c *Conn) Unwrap() (unread []byte, below net.Conn) {
 	if c.plain.Load() {
 		return nil, c.conn
 	}
-	c.mu.Lock()
+	if !c.mu.TryLock() {
+		return nil, undecided{c} // somebody reads
+	}
 	defer c.mu.Unlock()
 	if c.stage.Load() < stageData || c.look.on || c.failed.Load() != nil {
 		return nil, undecided{c}

@@ -39,6 +39,9 @@ func (c *Conn) advanceLocked(to int32) error {
 		if err != nil {
 			return err
 		}
+		if h != nil && stage == stageInner {
+			h.TLVs = nil // anyone may send them, and nobody believes them
+		}
 		s.h = h
 		if stage+1 == stageData {
 			if h != nil {

@@ -93,7 +93,7 @@ func TestStackedHeaders(t *testing.T) {
 				if diff := cmp.Diff(tc.outer, c.Header(), cmpopts.EquateEmpty()); diff != "" {
 					t.Error("Header:", diff)
 				}
-				if diff := cmp.Diff(tc.inner, c.Inner(), cmpopts.EquateEmpty()); diff != "" {
+				if diff := cmp.Diff(withoutTLVs(tc.inner), c.Inner()); diff != "" {
 					t.Error("Inner:", diff)
 				}
 				if c.RemoteAddr().String() != wantRemote.String() || c.LocalAddr().String() != wantLocal.String() {
@@ -102,6 +102,14 @@ func TestStackedHeaders(t *testing.T) {
 			})
 		})
 	}
+}
+
+// withoutTLVs is what an inner header becomes.
+func withoutTLVs(h *Header) *Header {
+	if h == nil {
+		return nil
+	}
+	return &Header{Version: h.Version, Local: h.Local, Source: h.Source, Destination: h.Destination}
 }
 
 // TestUntrustedPeerHeaderRejected sends headers from where nobody may.

@@ -46,21 +46,23 @@
 //
 // The inner header says where to. Its destination is a key to look up, never
 // an address to dial; its source was written by whoever wanted to, and is
-// neither for access control nor for a log. A peer that may not send an outer
-// header sends the inner one alone: the first of two counts as that. What follows behind the last header is data, also if it looks like another
-// one, and comes out of Read untouched.
+// neither for access control nor for a log; its TLVs are dropped. A peer that may
+// not send an outer header sends the inner one alone: the first of two counts as
+// that. What follows behind the last header is data, also if it looks like
+// another one, and comes out of Read untouched.
 //
 // # Headers
 //
 // A header may come in any pieces. A line of version 1 has at most 107 bytes,
-// and version 2 at most 4096 behind the first 16. What is longer, truncated,
-// against the grammar, has TLVs that do not fit, or a CRC32C that is wrong, is
-// [ErrMalformed]. LOCAL and UNKNOWN leave the addresses of the connection as
-// they are, whatever else the header holds; they are health checks mostly.
-// PROXY with no address family, which the specification leaves to the receiver,
-// is malformed. So are addresses of datagrams (UDP) for a [Conn], whose users
-// expect those of a stream; [ReadHeader] returns them. IPv4 addresses within
-// IPv6 become IPv4, in headers as well as in rules.
+// and version 2 at most 4096 behind the first 16, and in them at most 64 TLVs.
+// What is longer, truncated, against the grammar, has TLVs that do not fit, or a
+// CRC32C that is wrong, is [ErrMalformed]. Bad TLVs of LOCAL, which the
+// specification has us skip, are left out instead. LOCAL and UNKNOWN leave the
+// addresses of the connection as they are, whatever else the header holds; they
+// are health checks mostly. PROXY with no address family, which the specification
+// leaves to the receiver, is malformed. So are addresses of datagrams (UDP) for a
+// [Conn], whose users expect those of a stream; [ReadHeader] returns them. IPv4
+// addresses within IPv6 become IPv4, in headers as well as in rules.
 //
 // # Reading
 //

@@ -15,7 +15,7 @@ import (
 //	     12 bytes   1        1       2      │ 0,12,36,216    ≤ 4096 in all
 //
 // This file finds where it ends, which the codec cannot tell of bytes that
-// come one at a time, and nothing else.
+// come one at a time, and where its TLVs are.
 const (
 	signatureV1 = "PROXY "
 	signatureV2 = "\r\n\r\n\x00\r\nQUIT\n"
@@ -25,6 +25,7 @@ const (
 	maxV1      = 107
 	fixedV2    = 16
 	maxPayload = 4096
+	maxTLVs    = 64
 )
 
 // match is what the first bytes of a connection look like.
@@ -106,4 +107,26 @@ func frameLenV2(b []byte) (n, more int, err error) {
 		return 0, n - len(b), nil
 	}
 	return n, 0, nil
+}
+
+// tlvsAt returns where in a frame of version 2 the TLVs begin, which is behind
+// its end if it is LOCAL and has no room for addresses.
+func tlvsAt(frame []byte) int {
+	switch frame[13] >> 4 {
+	case 1:
+		return fixedV2 + 12
+	case 2:
+		return fixedV2 + 36
+	case 3:
+		return fixedV2 + 2*unixPath
+	}
+	return fixedV2
+}
+
+// countTLVs counts the TLVs of a frame of version 2.
+func countTLVs(frame []byte) (n int) {
+	for i := tlvsAt(frame); i+3 <= len(frame); n++ {
+		i += 3 + int(binary.BigEndian.Uint16(frame[i+1:]))
+	}
+	return n
 }

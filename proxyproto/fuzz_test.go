@@ -35,6 +35,8 @@ func addSeeds(t testing.TB, add func(b []byte)) {
 	add([]byte(v2(0, 0x11, "")))
 	add([]byte(v2(1, 0x12, addr4)))
 	add([]byte(v2(1, 0x11, addr4+tlv(TypeCRC32C, "abcd"))))
+	add([]byte(v2(1, 0x11, addr4+strings.Repeat(tlv(0xE0, ""), 64))))
+	add([]byte(v2(1, 0x11, addr4+strings.Repeat(tlv(TypeNoop, ""), 65))))
 	add([]byte(signatureV2 + "\x21\x11\xff\xff"))
 	add([]byte("PRO"))
 	add([]byte("GET / HTTP/1.1\r\n\r\n"))

@@ -18,7 +18,7 @@ type Header struct {
 	// *net.UnixAddr. IPv4 addresses within IPv6 are read as IPv4. An abstract
 	// UNIX name begins with @, as it does in package net.
 	Source, Destination net.Addr
-	// TLVs are the extensions of version 2, in their order.
+	// TLVs are the extensions of version 2, in their order, at most 64.
 	TLVs []TLV
 }
 

@@ -89,6 +89,7 @@ func TestReadHeader(t *testing.T) {
 		{"v2 LOCAL TCP6 too short", v2(0, 0x21, addr4), &Header{Version: 2, Local: true}},
 		{"v2 LOCAL of odd length", v2(0, 0, "\x01\x02\x03\x04\x05"), &Header{Version: 2, Local: true}},
 		{"v2 LOCAL with a bad checksum", v2(0, 0, tlv(TypeCRC32C, "abcd")), &Header{Version: 2, Local: true}},
+		{"v2 LOCAL with too many TLVs", v2(0, 0x11, addr4+strings.Repeat(tlv(0xE0, ""), 65)), &Header{Version: 2, Local: true}},
 		{"v2 LOCAL with TLV", v2(0, 0, tlv(TypeAuthority, "health")),
 			&Header{Version: 2, Local: true, TLVs: []TLV{{TypeAuthority, []byte("health")}}}},
 	} {
@@ -171,6 +172,9 @@ func TestReadHeaderMalformed(t *testing.T) {
 		{"v2 TLV of two bytes", v2(1, 0x11, addr4+"\xe0\x00"), ErrMalformed},
 		{"v2 TLV beyond the end", v2(1, 0x11, addr4+"\xe0\x00\x02v"), ErrMalformed},
 		{"v2 CRC wrong", v2(1, 0x11, addr4+tlv(TypeCRC32C, "abcd")), ErrMalformed},
+		{"v2 too many TLVs", v2(1, 0x11, addr4+strings.Repeat(tlv(0xE0, ""), 65)), ErrMalformed},
+		{"v2 as many empty TLVs as fit", v2(1, 0x11, addr4+strings.Repeat(tlv(0xE0, ""), 1361)), ErrMalformed},
+		{"v2 as much padding as fits", v2(1, 0x11, addr4+strings.Repeat(tlv(TypeNoop, ""), 1361)), ErrMalformed},
 		{"v2 CRC short", v2(1, 0x11, addr4+tlv(TypeCRC32C, "abc")), ErrMalformed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -263,6 +267,7 @@ func TestWriteHeaderInvalid(t *testing.T) {
 		"two CRCs":           {Local: true, TLVs: []TLV{{TypeCRC32C, nil}, {TypeCRC32C, nil}}},
 		"TLV of 64 KiB":      {Local: true, TLVs: []TLV{{0xE0, make([]byte, 65536)}}},
 		"64 KiB of TLVs":     {Local: true, TLVs: []TLV{{0xE0, make([]byte, 40000)}, {0xE0, make([]byte, 40000)}}},
+		"65 TLVs":            {Local: true, TLVs: make([]TLV, 65)},
 		"more than 4096":     {Local: true, TLVs: []TLV{{0xE0, make([]byte, 4094)}}},
 	} {
 		var b bytes.Buffer

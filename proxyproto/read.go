@@ -75,29 +75,42 @@ func parse(frame []byte) (*Header, error) {
 		return nil, fmt.Errorf("%w: it ends before its frame does", ErrMalformed)
 	}
 	h := &Header{Version: int(raw.Version), Local: raw.Command.IsLocal()}
-	tlvs, err := raw.TLVs()
-	if err == nil && h.Version == 2 {
-		err = verifyChecksum(frame)
-	}
+	h.TLVs, err = parseTLVs(raw, frame)
 	if h.Local {
 		// What a LOCAL header holds is to be skipped, whatever it is (§2.2).
 		// It is kept where it makes sense, because some senders tell there
 		// what the health check is of.
-		if err == nil {
-			h.TLVs = fromCodec(tlvs)
-		}
 		return h, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	h.TLVs = fromCodec(tlvs)
 	h.Source, h.Destination = unmap(raw.SourceAddr), unmap(raw.DestinationAddr)
 	if raw.TransportProtocol.IsUnix() {
 		h.Source = unixAddr(h.Source, frame[fixedV2:fixedV2+unixPath])
 		h.Destination = unixAddr(h.Destination, frame[fixedV2+unixPath:fixedV2+2*unixPath])
 	}
 	return h, nil
+}
+
+// parseTLVs returns the TLVs of a frame, or none and an error. They are counted
+// first: an empty one has 3 bytes on the wire and more than ten times that in
+// memory.
+func parseTLVs(raw *codec.Header, frame []byte) ([]TLV, error) {
+	if raw.Version != 2 {
+		return nil, nil
+	}
+	if n := countTLVs(frame); n > maxTLVs {
+		return nil, fmt.Errorf("%d TLVs, more than %d", n, maxTLVs)
+	}
+	tlvs, err := raw.TLVs()
+	if err == nil {
+		err = verifyChecksum(frame)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return fromCodec(tlvs), nil
 }
 
 // unmap turns an IPv4 address within an IPv6 one into the former, so that there

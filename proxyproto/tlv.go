@@ -128,13 +128,25 @@ func toCodec(tlvs []TLV) []codec.TLV {
 	return raw
 }
 
+// fromCodec copies the values into one array, which is all that lives as long as
+// the header does.
 func fromCodec(raw []codec.TLV) []TLV {
 	if len(raw) == 0 {
 		return nil
 	}
+	size := 0
+	for _, t := range raw {
+		size += len(t.Value)
+	}
+	values := make([]byte, 0, size)
 	tlvs := make([]TLV, len(raw))
 	for i, t := range raw {
-		tlvs[i] = TLV{Type: TLVType(t.Type), Value: t.Value}
+		tlvs[i].Type = TLVType(t.Type)
+		if t.Value != nil { // else padding
+			from := len(values)
+			values = append(values, t.Value...)
+			tlvs[i].Value = values[from:len(values):len(values)]
+		}
 	}
 	return tlvs
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -53,6 +54,31 @@ func TestTLVs(t *testing.T) {
 	}
 	if s, err := none.SSL(); s != nil || err != nil {
 		t.Error(s, err)
+	}
+}
+
+// TestTLVMemory has a header of as many TLVs as may be, and of as many bytes:
+// what is kept of it is one array for the values and one for the rest, both of
+// the size that it takes.
+func TestTLVMemory(t *testing.T) {
+	for _, size := range []int{0, 1, (4096-12)/64 - 3} {
+		h := &Header{Version: 2, Source: client, Destination: front}
+		for i := range 64 {
+			h.TLVs = append(h.TLVs, TLV{TypeCustomMin, bytes.Repeat([]byte{byte(i)}, size)})
+		}
+		got := roundTrip(t, h)
+		if diff := cmp.Diff(h, got); diff != "" {
+			t.Error(diff)
+		}
+		if len(got.TLVs) != 64 || cap(got.TLVs) != 64 {
+			t.Fatalf("%d TLVs in room for %d", len(got.TLVs), cap(got.TLVs))
+		}
+		first := reflect.ValueOf(got.TLVs[0].Value).Pointer()
+		for i, v := range got.TLVs {
+			if at := reflect.ValueOf(v.Value).Pointer(); len(v.Value) != size || cap(v.Value) != size || at != first+uintptr(i*size) {
+				t.Errorf("value %d has %d bytes in room for %d, %d behind the first", i, len(v.Value), cap(v.Value), at-first)
+			}
+		}
 	}
 }
 

@@ -7,8 +7,11 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
 func TestConnCopy(t *testing.T) {
@@ -77,6 +80,41 @@ func TestUnwrap(t *testing.T) {
 		if again, b := c.Unwrap(); len(again) > 0 || b != below {
 			t.Errorf("%s: Unwrap again = %q, %T", tc.name, again, b)
 		}
+	}
+}
+
+// TestUnwrapDoesNotWait unwraps while another goroutine waits for a header, and
+// for the data that might be one.
+func TestUnwrapDoesNotWait(t *testing.T) {
+	for name, o := range map[string]*Options{"header": {Default: Require}, "look": nil} {
+		t.Run(name, func(t *testing.T) {
+			tunneltest.Bubble(t, func(t *testing.T) {
+				a, b := tunneltest.Pipe()
+				defer a.Close()
+				defer b.Close()
+				c := NewConn(b, o)
+				read := make(chan error, 1)
+				go func() { _, err := io.ReadFull(c, make([]byte, 4)); read <- err }()
+				synctest.Wait()
+				start := time.Now()
+				unread, view := c.Unwrap()
+				if view == b || view == net.Conn(c) || len(unread) > 0 || time.Since(start) != 0 {
+					t.Errorf("Unwrap = %q, %T, after %v", unread, view, time.Since(start))
+				}
+				if o != nil {
+					mustWrite(t, a, string(wire(t, outerHeader)))
+				}
+				mustWrite(t, a, "data")
+				if err := <-read; err != nil {
+					t.Fatal(err)
+				}
+				mustWrite(t, a, "more")
+				mustRead(t, view, "more")
+				if unread, below := c.Unwrap(); len(unread) > 0 || below != b {
+					t.Errorf("Unwrap afterwards = %q, %T", unread, below)
+				}
+			})
+		})
 	}
 }
 

@@ -19,8 +19,9 @@ import (
 //
 // What cannot be expressed is an [ErrInvalid], and nothing is written: TLVs in
 // version 1, another version, addresses that are missing, of two kinds or of a
-// kind of their own, UNIX names above 108 bytes, more than 4096 bytes behind the
-// first 16, which ReadHeader refuses too. An error of w is returned as it is.
+// kind of their own, UNIX names above 108 bytes; and what ReadHeader refuses too,
+// more than 64 TLVs, or 4096 bytes behind the first 16. An error of w is returned
+// as it is.
 func WriteHeader(w io.Writer, h *Header) error {
 	b, err := h.frame()
 	if err != nil {
@@ -47,6 +48,9 @@ func (h *Header) frame() ([]byte, error) {
 		return nil, fmt.Errorf("%w: version %d", ErrInvalid, version)
 	case version == 1 && len(h.TLVs) > 0:
 		return nil, fmt.Errorf("%w: TLVs in version 1", ErrInvalid)
+	}
+	if len(h.TLVs) > maxTLVs {
+		return nil, fmt.Errorf("%w: %d TLVs, more than %d", ErrInvalid, len(h.TLVs), maxTLVs)
 	}
 	raw, err := h.encoder(byte(version))
 	if err != nil {

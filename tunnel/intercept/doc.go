@@ -9,7 +9,7 @@
 //
 //	i := &intercept.Interceptor{Entrypoint: "api.seed.example:8443"}
 //	go i.Serve(l)                                          // blocks, owns its goroutines
-//	err = i.Shutdown(ctx)                                  // drains, then waits
+//	err = i.Shutdown(ctx)                                  // drains, and waits until all is gone
 //
 // In a Gardener shoot the server is the API server, the address the one that it
 // advertises, and this runs on each node:
@@ -38,6 +38,9 @@
 // Nobody can clean up after a kill, and so the next start takes over what was left:
 // an interface with our alias and an address with our looks, see [LocalAddr.Up].
 // Addresses of an earlier configuration that are left on our interface are removed.
+// Who holds an address shows by an abstract Unix socket, @rhizome-intercept/ADDR,
+// which any process of the network namespace can bind, privileges or not, and so
+// keep us from starting: the error tells.
 //
 // # The connections
 //
@@ -54,6 +57,11 @@
 // proxy of clients that speak first, EOF before the first byte means that it went
 // away; EOF behind one is a half-close, which is kept. Up to 16 KiB that it sends
 // early are kept as well.
+//
+// Shutdown gives connections [Interceptor.DrainTimeout] to end, and then resets
+// each at a moment of its own, at random in the last four fifths of it: otherwise
+// all clients of a node would come back at once, and after the restart of all nodes
+// all clients of a cluster, to the one entrypoint.
 //
 // # Goroutines
 //

@@ -170,7 +170,9 @@ func TestClientGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dialling, ended := make(chan struct{}), make(chan error, 1)
-			w := newWorld(t, nil, &Interceptor{DialTimeout: -1})
+			var logs logBuffer
+			log := slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			w := newWorld(t, nil, &Interceptor{DialTimeout: -1, Logger: log})
 			w.i.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 				close(dialling)
 				<-ctx.Done()
@@ -185,6 +187,11 @@ func TestClientGone(t *testing.T) {
 				t.Errorf("the dial ended with %v", err)
 			}
 			w.failed(ReasonClientGone, 1)
+			// A probe that only connects is no news.
+			eventually(t, "logged", func() bool { return len(lines(logs.String(), "reason="+ReasonClientGone)) == 1 })
+			if n := len(lines(logs.String(), "level=DEBUG")); n != 1 {
+				t.Errorf("the log:\n%s", logs.String())
+			}
 		})
 	}
 }
@@ -230,78 +237,6 @@ func TestLogLimit(t *testing.T) {
 		}
 		if s := w.i.Stats(); s.Failed[string(connect.ErrRefused)] != 1001 {
 			t.Errorf("got %+v", s)
-		}
-	})
-}
-
-func TestShutdownDrains(t *testing.T) {
-	inDialects(t, func(t *testing.T, d Dialect) {
-		tunneltest.Bubble(t, func(t *testing.T) {
-			w := newWorld(t, &tunneltest.Network{}, &Interceptor{Dialect: d})
-			stop := w.start()
-			defer stop()
-			client, server := w.pair()
-			done := make(chan error, 1)
-			go func() { done <- w.i.Shutdown(t.Context()) }()
-			time.Sleep(time.Second)
-			if _, err := w.net.Dial(t.Context(), "tcp", w.front.Addr().String()); err == nil {
-				t.Error("the listener is still open")
-			}
-			time.Sleep(20 * time.Second)
-			roundTrip(t, client, server)
-			must(t, <-done)
-			must(t, w.i.Shutdown(t.Context())) // at once
-		})
-	})
-}
-
-func TestShutdownDeadline(t *testing.T) {
-	for name, c := range map[string]struct {
-		drain, ctx, want time.Duration
-	}{
-		"default":    {0, time.Hour, 25 * time.Second},
-		"given":      {time.Second, time.Hour, time.Second},
-		"of context": {-1, time.Minute, time.Minute},
-	} {
-		t.Run(name, func(t *testing.T) {
-			tunneltest.Bubble(t, func(t *testing.T) {
-				w := newWorld(t, &tunneltest.Network{}, &Interceptor{DrainTimeout: c.drain})
-				stop := w.start()
-				defer stop()
-				client, server := w.pair()
-				ctx, cancel := context.WithTimeout(t.Context(), c.ctx)
-				defer cancel()
-				begin := time.Now()
-				if err := w.i.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("got %v", err)
-				}
-				if d := time.Since(begin); d != c.want {
-					t.Errorf("took %v, want %v", d, c.want)
-				}
-				wantReset(t, client)
-				wantReset(t, server)
-			})
-		})
-	}
-}
-
-// TestClose ends connections and dials.
-func TestClose(t *testing.T) {
-	inDialects(t, func(t *testing.T, d Dialect) {
-		w := newWorld(t, nil, &Interceptor{Dialect: d})
-		w.start()
-		client, server := w.pair()
-		dialling := w.dial() // nobody answers it
-		eventually(t, "two open", func() bool { return w.i.Stats().Open == 2 })
-		must(t, w.i.Close())
-		wantReset(t, client)
-		wantReset(t, server)
-		if d == Connect {
-			wantReset(t, dialling)
-			w.failed(ReasonClosed, 1)
-		}
-		if err := w.i.Serve(w.listen()); !errors.Is(err, net.ErrClosed) || err.Error() != "intercept: closed" {
-			t.Errorf("Serve after Close: %v", err)
 		}
 	})
 }

@@ -21,7 +21,10 @@ type Dialect int
 const (
 	// ProxyV2 sends a PROXY header of version 2: the source is the client, the
 	// destination the Interceptor's. Not a byte comes back for it, so that a
-	// refusal shows only as the end of the connection.
+	// refusal shows only as the end of the connection. A client without a TCP
+	// address, as on a Unix socket, is 0.0.0.0:0 or [::]:0, whichever is of the
+	// destination's family: the one header that names nobody has no destination
+	// either.
 	ProxyV2 Dialect = iota
 	// Connect sends an HTTP CONNECT with the Interceptor's Header, in which
 	// the entrypoint looks for the one that it routes by, and waits for its
@@ -45,7 +48,8 @@ type Interceptor struct {
 	Dialect Dialect
 	// Destination is where the connections were going, as the entrypoint knows
 	// it. The zero AddrPort means the local address of each connection, which
-	// for the advertise address of the API server is the same on all nodes.
+	// for the advertise address of the API server is the same on all nodes, and
+	// which connections that are not of TCP do not have.
 	Destination netip.AddrPort
 	// Header goes along with each CONNECT: one field that the entrypoint routes
 	// by, such as X-Gardener-Destination or Reversed-VPN.
@@ -68,12 +72,15 @@ type Interceptor struct {
 	// IdleTimeout resets connections on which no byte went either way. Zero
 	// and negative mean never: a watch is idle by nature.
 	IdleTimeout time.Duration
-	// DrainTimeout bounds Shutdown if its context does not, by default 25 s.
-	// Negative means no bound.
+	// DrainTimeout is how long connections may go on after Shutdown was called,
+	// by default 25 s. Each is reset at a moment of its own, at random in the
+	// last four fifths of it, so that neither the clients of a node come back
+	// all at once nor, in a rollout, those of all nodes. Negative means that
+	// none is reset before the context of Shutdown ends.
 	DrainTimeout time.Duration
 	// Logger gets a line per client that could not be forwarded, at level
-	// Warn, and one per connection at its end, at level Debug; 20 lines a
-	// second at most. Nil means silent.
+	// Warn, and one per connection at its end, at level Debug, as for a client
+	// that went away by itself; 20 lines a second at most. Nil means silent.
 	Logger *slog.Logger
 
 	mu        sync.Mutex
@@ -83,12 +90,15 @@ type Interceptor struct {
 	draining  bool
 	empty     chan struct{} // closed when draining and nothing is left
 	loops     int           // of Serve
-	open      int           // connections
-	looped    time.Time     // when the entrypoint was found to be here
+	conns     map[*live]struct{}
+	looped    time.Time // when the entrypoint was found to be here
 	counts    counts
 	limit     guard.LogLimit
 	work      sync.WaitGroup // Serve and conns
 }
+
+// live is a connection from its accept to its end.
+type live struct{ end context.CancelCauseFunc }
 
 // ErrClosed is returned by Serve after Shutdown or Close. It is a net.ErrClosed.
 var ErrClosed error = closedError{}
@@ -103,7 +113,7 @@ func (closedError) Is(target error) bool { return target == net.ErrClosed }
 const (
 	ReasonFull       = "connections_full" // MaxConns were open.
 	ReasonClientGone = "client_gone"      // The client went away before the dial was done.
-	ReasonClosed     = "closed"           // Shutdown or Close ended the dial.
+	ReasonClosed     = "closed"           // Shutdown or Close ended the dial, or came first.
 )
 
 var errClientGone = errors.New("the client went away")
@@ -115,6 +125,7 @@ func (i *Interceptor) init() {
 	}
 	i.ctx, i.cancel = context.WithCancelCause(context.Background())
 	i.listeners = make(map[net.Listener]struct{})
+	i.conns = make(map[*live]struct{})
 	i.empty = make(chan struct{})
 }
 
@@ -154,42 +165,51 @@ func (i *Interceptor) begin(l net.Listener) (context.Context, error) {
 	return i.ctx, nil
 }
 
-// take gives a connection a goroutine, or resets it if there is no room.
+// take gives a connection a goroutine, or resets it if there is no room, or no
+// time any more.
 func (i *Interceptor) take(ctx context.Context, c net.Conn) {
+	ctx, end := context.WithCancelCause(ctx)
+	l := &live{end}
+	if reason := i.enter(l); reason != "" {
+		end(nil)
+		_ = relay.Reset(c)
+		i.logger(c).Warn("client not forwarded", "reason", reason)
+		return
+	}
+	go i.serveConn(ctx, l, c)
+}
+
+// enter counts a connection, or says why it must not be.
+func (i *Interceptor) enter(l *live) (reason string) {
 	i.mu.Lock()
+	defer i.mu.Unlock()
 	i.counts.accepted++
 	limit := i.MaxConns
 	if limit == 0 {
 		limit = 10000
 	}
-	if limit > 0 && i.open >= limit {
-		i.counts.failed.add(ReasonFull)
-		i.mu.Unlock()
-		_ = relay.Reset(c)
-		i.logger(c).Warn("client not forwarded", "reason", ReasonFull)
-		return
+	switch {
+	case i.draining: // accepted just before
+		reason = ReasonClosed
+	case limit > 0 && len(i.conns) >= limit:
+		reason = ReasonFull
+	default:
+		i.conns[l] = struct{}{}
+		i.work.Add(1)
+		return ""
 	}
-	i.open++
-	i.work.Add(1)
-	i.mu.Unlock()
-	go i.serveConn(ctx, c)
+	i.counts.failed.add(reason)
+	return reason
 }
 
-func (i *Interceptor) serveConn(ctx context.Context, c net.Conn) {
+func (i *Interceptor) serveConn(ctx context.Context, l *live, c net.Conn) {
 	defer i.work.Done()
+	defer l.end(nil)
 	i.forward(ctx, c)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.open--
+	delete(i.conns, l)
 	i.checkEmpty()
-}
-
-// checkEmpty tells Shutdown when nothing is left and nothing can come. i.mu is
-// held.
-func (i *Interceptor) checkEmpty() {
-	if i.draining && i.loops == 0 && i.open == 0 {
-		close(i.empty)
-	}
 }
 
 // forward joins a client with the entrypoint until both have ended.
@@ -202,7 +222,11 @@ func (i *Interceptor) forward(ctx context.Context, c net.Conn) {
 		i.count(func(n *counts) { n.failed.add(reason) })
 		// Not an orderly end: that would be an answer, if an empty one.
 		_ = relay.Reset(c)
-		i.logger(c).Warn("client not forwarded", "reason", reason, "error", err, "duration", time.Since(start))
+		level := slog.LevelWarn
+		if reason == ReasonClientGone { // as a probe does that only connects
+			level = slog.LevelDebug
+		}
+		i.logger(c).Log(ctx, level, "client not forwarded", "reason", reason, "error", err, "duration", time.Since(start))
 		return
 	}
 	log := i.logger(c) // while c has addresses
@@ -218,59 +242,13 @@ func (i *Interceptor) forward(ctx context.Context, c net.Conn) {
 
 // logger is the limited log, about a client.
 func (i *Interceptor) logger(c net.Conn) *slog.Logger {
-	return i.limit.Logger(orSilent(i.Logger)).With("client", c.RemoteAddr().String(), "entrypoint", i.Entrypoint)
+	return i.limit.Logger(orSilent(i.Logger)).With("client", text(c.RemoteAddr()), "entrypoint", i.Entrypoint)
 }
 
-// Shutdown closes the listeners and waits until the connections have ended, but
-// no longer than ctx and DrainTimeout allow: then it resets them. It returns when
-// everything that Serve started is gone: nil, or the context's cause if
-// connections were reset. Serve returns ErrClosed at once.
-func (i *Interceptor) Shutdown(ctx context.Context) error {
-	limit := i.DrainTimeout
-	if limit == 0 {
-		limit = 25 * time.Second
+// text is an address for people. Conns of somebody else's making may have none.
+func text(a net.Addr) string {
+	if a == nil {
+		return ""
 	}
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
-	i.closeListeners()
-	var err error
-	select {
-	case <-i.empty:
-	default:
-		select {
-		case <-i.empty:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-	}
-	i.cancel(ErrClosed)
-	i.work.Wait()
-	return err
-}
-
-// Close resets all connections and returns when everything that Serve started
-// is gone.
-func (i *Interceptor) Close() error {
-	i.closeListeners()
-	i.cancel(ErrClosed)
-	i.work.Wait()
-	return nil
-}
-
-// closeListeners lets nothing new in.
-func (i *Interceptor) closeListeners() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.init()
-	if i.draining {
-		return
-	}
-	i.draining = true
-	i.checkEmpty()
-	for l := range i.listeners {
-		_ = l.Close()
-	}
+	return a.String()
 }

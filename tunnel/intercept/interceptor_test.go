@@ -2,6 +2,7 @@ package intercept
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
@@ -178,20 +180,98 @@ func TestEarly(t *testing.T) {
 
 // TestUnix has a listener whose connections have no TCP address.
 func TestUnix(t *testing.T) {
-	l, err := net.Listen("unix", t.TempDir()+"/s")
-	must(t, err)
-	var logs logBuffer
-	w := newWorld(t, nil, &Interceptor{Logger: slog.New(slog.NewTextHandler(&logs, nil))})
-	w.front.Close()
-	w.front = l
-	w.start()
-	c, err := net.Dial("unix", l.Addr().String())
-	must(t, err)
-	defer c.Close()
-	w.failed(string(connect.ErrConfig), 1)
-	if len(lines(logs.String(), "no destination for a connection")) != 1 {
-		t.Errorf("the log:\n%s", logs.String())
+	start := func(t *testing.T, i *Interceptor) (w *world, client net.Conn) {
+		t.Helper()
+		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+		must(t, err)
+		w = newWorld(t, nil, i)
+		w.front.Close()
+		w.front = l
+		w.start()
+		client, err = net.Dial("unix", l.Addr().String())
+		must(t, err)
+		t.Cleanup(func() { client.Close() })
+		return w, client
 	}
+	t.Run("no destination", func(t *testing.T) {
+		var logs logBuffer
+		w, _ := start(t, &Interceptor{Logger: slog.New(slog.NewTextHandler(&logs, nil))})
+		w.failed(string(connect.ErrConfig), 1)
+		if len(lines(logs.String(), "no destination for a connection")) != 1 {
+			t.Errorf("the log:\n%s", logs.String())
+		}
+	})
+	for destination, source := range map[string]string{"240.1.2.3:443": "0.0.0.0:0", "[64:ff9b:1::1]:443": "[::]:0"} {
+		t.Run(destination, func(t *testing.T) {
+			w, client := start(t, &Interceptor{Destination: netip.MustParseAddrPort(destination)})
+			server, err := w.entry.Accept()
+			must(t, err)
+			defer server.Close()
+			h, err := proxyproto.ReadHeader(server)
+			must(t, err)
+			if h.Local || h.Source.String() != source || h.Destination.String() != destination {
+				t.Errorf("the header says %v to %v", h.Source, h.Destination)
+			}
+			roundTrip(t, client, server)
+		})
+		t.Run("Connect to "+destination, func(t *testing.T) {
+			w, client := start(t, &Interceptor{Dialect: Connect, Destination: netip.MustParseAddrPort(destination)})
+			server, got := w.accept()
+			if got != destination {
+				t.Errorf("the destination is %s", got)
+			}
+			roundTrip(t, client, server)
+		})
+	}
+}
+
+// nowhere is a connection without addresses.
+type nowhere struct{ *net.TCPConn }
+
+func (nowhere) LocalAddr() net.Addr  { return nil }
+func (nowhere) RemoteAddr() net.Addr { return nil }
+
+// nowhereListener accepts such connections.
+type nowhereListener struct{ net.Listener }
+
+func (l nowhereListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return nowhere{c.(*net.TCPConn)}, nil
+}
+
+// TestNoAddresses has connections without addresses on both sides.
+func TestNoAddresses(t *testing.T) {
+	start := func(t *testing.T, i *Interceptor) (w *world, logs *logBuffer) {
+		t.Helper()
+		logs = new(logBuffer)
+		i.Logger = slog.New(slog.NewTextHandler(logs, nil))
+		w = newWorld(t, nil, i)
+		w.front = nowhereListener{w.front}
+		w.i.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return nowhere{c.(*net.TCPConn)}, nil
+		}
+		w.start()
+		return w, logs
+	}
+	inDialects(t, func(t *testing.T, d Dialect) {
+		w, logs := start(t, &Interceptor{Dialect: d, MaxConns: 1, Destination: netip.MustParseAddrPort("240.1.2.3:443")})
+		client, server := w.pair()
+		w.wantReset()
+		eventually(t, "logged", func() bool { return len(lines(logs.String(), "reason="+ReasonFull)) == 1 })
+		roundTrip(t, client, server)
+
+		w, logs = start(t, &Interceptor{Dialect: d})
+		w.wantReset()
+		w.failed(string(connect.ErrConfig), 1)
+		eventually(t, "logged", func() bool { return len(lines(logs.String(), "no destination for a connection")) == 1 })
+	})
 }
 
 // TestSelf has an entrypoint whose name leads back.

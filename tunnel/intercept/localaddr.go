@@ -90,6 +90,11 @@ var errNotUp = errors.New("intercept: the address is not up yet, or not any more
 // duplicates. If the address is anywhere else, the error is an [*InUseError]. So
 // it is if another process holds the address, which is known by an abstract Unix
 // socket, @rhizome-intercept/ADDR, that ends with its process.
+//
+// Such a socket has no owner and no permissions: any process of the network
+// namespace, on a node that is also one of a pod with hostNetwork, can bind it
+// first, and Up fails as long as it lives. The error names the socket and how to
+// find who has it.
 func (a *LocalAddr) Up() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

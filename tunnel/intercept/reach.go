@@ -2,7 +2,6 @@ package intercept
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"time"
@@ -37,11 +36,9 @@ func (i *Interceptor) reach(ctx context.Context, c net.Conn) (conn net.Conn, ear
 func (i *Interceptor) dialerFor(c net.Conn) (func(context.Context) (net.Conn, error), error) {
 	destination := i.Destination
 	if !destination.IsValid() {
-		local, ok := c.LocalAddr().(*net.TCPAddr)
-		if !ok {
-			return nil, &connect.Error{Reason: connect.ErrConfig, Detail: "no destination for a connection to " + c.LocalAddr().String()}
+		if destination = tcpAddr(c.LocalAddr()); !destination.IsValid() {
+			return nil, &connect.Error{Reason: connect.ErrConfig, Detail: "no destination for a connection to " + text(c.LocalAddr())}
 		}
-		destination = local.AddrPort()
 	}
 	destination = netip.AddrPortFrom(destination.Addr().Unmap().WithZone(""), destination.Port())
 	timeout := i.DialTimeout
@@ -49,7 +46,7 @@ func (i *Interceptor) dialerFor(c net.Conn) (func(context.Context) (net.Conn, er
 		timeout = 5 * time.Second
 	}
 	forward := func(ctx context.Context, network, address string) (net.Conn, error) {
-		return i.dial(ctx, network, address, c.LocalAddr())
+		return i.dial(ctx, network, address, text(c.LocalAddr()))
 	}
 	if i.Dialect == Connect {
 		authority := i.Authority
@@ -60,19 +57,37 @@ func (i *Interceptor) dialerFor(c net.Conn) (func(context.Context) (net.Conn, er
 		return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", authority) }, nil
 	}
 	header := func(context.Context, net.Conn) (*proxyproto.Header, error) {
-		return &proxyproto.Header{Source: c.RemoteAddr(), Destination: net.TCPAddrFromAddrPort(destination)}, nil
+		source := tcpAddr(c.RemoteAddr())
+		if !source.IsValid() {
+			source = nobody(destination)
+		}
+		return &proxyproto.Header{Source: net.TCPAddrFromAddrPort(source), Destination: net.TCPAddrFromAddrPort(destination)}, nil
 	}
 	d := &proxyproto.Dialer{Dial: forward, Header: header, Timeout: timeout}
 	return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", i.Entrypoint) }, nil
 }
 
+// tcpAddr returns the address of a TCP connection's end, else none.
+func tcpAddr(a net.Addr) netip.AddrPort {
+	tcp, _ := a.(*net.TCPAddr)
+	return tcp.AddrPort()
+}
+
+// nobody is the source of a client that has no address.
+func nobody(destination netip.AddrPort) netip.AddrPort {
+	if destination.Addr().Is4() {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+}
+
 // dial reaches the entrypoint for a client that has connected to here.
-func (i *Interceptor) dial(ctx context.Context, network, address string, here net.Addr) (net.Conn, error) {
+func (i *Interceptor) dial(ctx context.Context, network, address, here string) (net.Conn, error) {
 	dial := i.Dial
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext
 	}
-	loop := &connect.Error{Reason: connect.ErrConfig, Detail: "the entrypoint is this program itself: " + address + " is " + here.String()}
+	loop := &connect.Error{Reason: connect.ErrConfig, Detail: "the entrypoint is this program itself: " + address + " is " + here}
 	if i.inLoop(false) {
 		return nil, loop
 	}
@@ -80,7 +95,7 @@ func (i *Interceptor) dial(ctx context.Context, network, address string, here ne
 	if err != nil {
 		return nil, err
 	}
-	if conn.RemoteAddr().String() == here.String() {
+	if here != "" && text(conn.RemoteAddr()) == here {
 		i.inLoop(true)
 		_ = relay.Reset(conn)
 		return nil, loop
@@ -106,7 +121,7 @@ func reasonOf(ctx context.Context, err error) string {
 	switch {
 	case err == errClientGone:
 		return ReasonClientGone
-	case errors.Is(context.Cause(ctx), ErrClosed):
+	case ctx.Err() != nil:
 		return ReasonClosed
 	}
 	return string(connect.Classify(err).Reason)

@@ -30,7 +30,7 @@ type Stats struct {
 func (i *Interceptor) Stats() Stats {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	s := Stats{Open: i.open, Accepted: i.counts.accepted, Failed: i.counts.failed.copy(), Broken: i.counts.broken.copy()}
+	s := Stats{Open: len(i.conns), Accepted: i.counts.accepted, Failed: i.counts.failed.copy(), Broken: i.counts.broken.copy()}
 	s.ToEntrypoint, s.FromEntrypoint = i.counts.relayed.Bytes()
 	return s
 }

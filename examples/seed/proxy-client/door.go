@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
@@ -81,8 +82,7 @@ func (d *door) run(ctx context.Context) error {
 			d.enter(ctx, c)
 			continue
 		}
-		var temporary interface{ Temporary() bool }
-		if errors.Is(err, net.ErrClosed) || !errors.As(err, &temporary) || !temporary.Temporary() {
+		if !passes(err) {
 			return err
 		}
 		// As a rule descriptors have run out: connections will end.
@@ -93,6 +93,21 @@ func (d *door) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// passes reports whether Accept may succeed after err. What the kernel says may be
+// of one connection, or of a lack of descriptors or memory: few errors are of the
+// listener.
+func passes(err error) bool {
+	if errors.Is(err, net.ErrClosed) {
+		return false
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno != syscall.EBADF && errno != syscall.EINVAL && errno != syscall.ENOTSOCK
+	}
+	var temporary interface{ Temporary() bool }
+	return errors.As(err, &temporary) && temporary.Temporary()
 }
 
 // enter serves c if there is room, and refuses it else. It does not block.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,39 +213,58 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
-// brokenListener fails for a while and then for good.
+// brokenListener fails so often with failure, and then for good.
 type brokenListener struct {
 	net.Listener
-	failures int
+	times          int
+	failure, final error
 }
 
 type temporaryError struct{}
 
-func (temporaryError) Error() string   { return "out of descriptors" }
+func (temporaryError) Error() string   { return "out of patience" }
 func (temporaryError) Temporary() bool { return true }
 
 func (l *brokenListener) Accept() (net.Conn, error) {
-	if l.failures--; l.failures < 0 {
-		return nil, errors.New("broken")
+	if l.times--; l.times < 0 {
+		return nil, l.final
 	}
-	return nil, fmt.Errorf("accept: %w", temporaryError{})
+	return nil, l.failure
 }
 
 func (l *brokenListener) Addr() net.Addr { return &net.TCPAddr{} }
 
+// TestAcceptFails has the errors that pass, as package net has them, and those
+// that do not.
 func TestAcceptFails(t *testing.T) {
-	tunneltest.Bubble(t, func(t *testing.T) {
-		logs := clitest.NewOutput(t)
-		d := forwardDoor(&forward{}, &brokenListener{failures: 10}, 1, slog.New(slog.NewJSONHandler(logs, nil)))
-		start := time.Now()
-		if err := d.run(t.Context()); err == nil || err.Error() != "broken" {
-			t.Errorf("got %v", err)
-		}
-		if got, want := time.Since(start), 1275*time.Millisecond+2*time.Second; got != want {
-			t.Errorf("after %v, want %v", got, want)
-		}
-		if n := strings.Count(logs.String(), "accept failed"); n != 10 {
-			t.Errorf("%d log lines", n)
-		}
-	})
+	accept := func(err error) error {
+		return &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", err)}
+	}
+	broken := errors.New("broken")
+	for _, tc := range []struct{ failure, final error }{
+		{fmt.Errorf("accept: %w", temporaryError{}), broken},
+		{accept(syscall.EMFILE), accept(syscall.EINVAL)},
+		{accept(syscall.ENOBUFS), accept(syscall.EBADF)},
+		{accept(syscall.ENOMEM), accept(syscall.ENOTSOCK)},
+		{accept(syscall.EPERM), &net.OpError{Op: "accept", Net: "tcp", Err: net.ErrClosed}}, // of a firewall
+		{accept(syscall.EHOSTUNREACH), io.EOF},
+	} {
+		t.Run(tc.failure.Error(), func(t *testing.T) {
+			tunneltest.Bubble(t, func(t *testing.T) {
+				logs := clitest.NewOutput(t)
+				l := &brokenListener{times: 10, failure: tc.failure, final: tc.final}
+				d := forwardDoor(&forward{}, l, 1, slog.New(slog.NewJSONHandler(logs, nil)))
+				start := time.Now()
+				if err := d.run(t.Context()); err != tc.final {
+					t.Errorf("got %v, want %v", err, tc.final)
+				}
+				if got, want := time.Since(start), 1275*time.Millisecond+2*time.Second; got != want {
+					t.Errorf("after %v, want %v", got, want)
+				}
+				if n := strings.Count(logs.String(), "accept failed"); n != 10 {
+					t.Errorf("%d log lines", n)
+				}
+			})
+		})
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
 	"github.com/rhizome-tunnel/rhizome/tunnel/intercept"
@@ -69,10 +70,18 @@ func newProgram(o *options, log *slog.Logger) *program {
 		Dialect:      o.dialect,
 		Destination:  o.destination,
 		Header:       o.header,
-		DrainTimeout: o.drainTimeout,
+		DrainTimeout: o.drain(),
 		Logger:       log,
 	}
 	return p
+}
+
+// drain is what the library is told, for which 0 is the default.
+func (o *options) drain() time.Duration {
+	if o.drainTimeout == 0 {
+		return 1
+	}
+	return o.drainTimeout
 }
 
 // open opens the ports that the flags name; nil where they name none.

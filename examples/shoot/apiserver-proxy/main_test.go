@@ -209,6 +209,24 @@ func TestAbort(t *testing.T) {
 	}
 }
 
+// TestNoDrain has a connection that does not end, and no time for it to.
+func TestNoDrain(t *testing.T) {
+	t.Parallel()
+	p := clitest.Start(t, run, "--listen-address", "127.0.0.1:0", "--interface", "none", "--destination", "240.0.10.1:443",
+		"--entrypoint", entrypoint(t, nil), "--drain-timeout", "0")
+	c, err := net.Dial("tcp", p.Addr("clients"))
+	must(t, err)
+	defer c.Close()
+	greeted(t, c)
+	p.Drain()
+	if err := p.Wait(); err == nil || !strings.Contains(err.Error(), "1 connections did not end by themselves") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client read %v, want a reset", err)
+	}
+}
+
 // TestRefused has an entrypoint that refuses; the reason is in the log and counted.
 func TestRefused(t *testing.T) {
 	t.Parallel()

@@ -75,7 +75,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Each("header", "'NAME: VALUE'", "a header of the CONNECT, of which the entrypoint wants one to route by, such as X-Gardener-Destination or Reversed-VPN", func(s string) error { return cli.ParseHeader(o.header, s) })
 	f.Section("Operation")
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (the address is there), /stats (JSON), /debug/pprof/; not for the world")
-	f.Duration(&o.drainTimeout, "drain-timeout", "how long connections may go on after SIGTERM; negative means for ever")
+	f.Duration(&o.drainTimeout, "drain-timeout", "how long connections may go on after SIGTERM; 0 means not at all, negative for ever. Each is cut off at a moment of its own, in the last four fifths of it, so that they do not all come back at once")
 	f.Section("Logs")
 	o.log.Define(f)
 	if err := f.Parse(args, stdout); err != nil {
@@ -98,6 +98,11 @@ func (o *options) check(listen, destination, dialect string) error {
 	var err error
 	if o.listen, err = parseListen(listen); err != nil {
 		errs = append(errs, err)
+	} else {
+		// Clients come to the port that the API server advertises. Only where the
+		// address is not ours either, the program may be behind something that asks
+		// it for its port, as tests do, which read it from the log.
+		need(o.listen.Port() != 0 || o.iface == noInterface, "--listen-address %q: port 0 is none that clients know", listen)
 	}
 	if destination != "" {
 		o.destination, err = netip.ParseAddrPort(destination)
