@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// readSize is the room for a first read: most headers, and with luck the first
-// packet of the data.
-const readSize = 512
+// readSize is the room for a first read: a header, and with luck the first packet
+// of the data, which is a ClientHello of 1.5 KiB as a rule.
+const readSize = 2 << 10
 
 // reads reports whether a header is read under the policy.
 func (p Policy) reads() bool { return p == Require || p == Accept }

@@ -1,10 +1,5 @@
 package entrypoint
 
-import (
-	"net/netip"
-	"sync"
-)
-
 // Limits bounds the connections of a [Router]. Zero fields mean the default,
 // negative ones no bound. Where the process may have fewer descriptors than they
 // take (RLIMIT_NOFILE), Conns is two fifths of those and Sniffing a sixteenth, and
@@ -55,55 +50,4 @@ func (l Limits) within(descriptors int) (lowered Limits, by bool) {
 	lowered.Conns = min(l.conns(), descriptors*2/5)
 	lowered.Sniffing = min(l.sniffing(), descriptors/16)
 	return lowered, lowered.Conns < l.conns() || lowered.Sniffing < l.sniffing()
-}
-
-// seats is how many connections there are, of whom.
-type seats struct {
-	mu    sync.Mutex
-	taken int
-	by    map[netip.Addr]int
-}
-
-// take gives a client a seat, or says whose limit is in the way.
-func (s *seats) take(l Limits, client netip.Addr) (give func(), full string) {
-	who := shareOf(client)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	own := s.by[who]
-	switch all := l.conns(); {
-	case own >= l.perClient():
-		return nil, "the client"
-	case s.taken >= all:
-		return nil, "all clients"
-	case own > 0 && own >= 9*(all-s.taken):
-		return nil, "the client, above its fair share"
-	}
-	if s.by == nil {
-		s.by = make(map[netip.Addr]int)
-	}
-	s.taken++
-	s.by[who]++
-	return sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.taken--
-		if s.by[who]--; s.by[who] == 0 {
-			delete(s.by, who)
-		}
-	}), ""
-}
-
-func (s *seats) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.taken
-}
-
-// shareOf is what counts as one client: an IPv6 host has a whole /64.
-func shareOf(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.Addr()
-	}
-	return a
 }

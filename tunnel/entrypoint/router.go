@@ -47,7 +47,7 @@ type Router struct {
 
 	bounds   sync.Once
 	limits   Limits // of Limits, what descriptors allow
-	seats    seats
+	seats    guard.Seats
 	refused  refusals
 	limitLog guard.LogLimit
 

@@ -88,9 +88,10 @@ func (r *Router) carry(ctx context.Context, d *door, c *conn, raw net.Conn, floo
 
 // seat takes one of the Router's connections.
 func (r *Router) seat(i *Info) (give func(), err error) {
-	give, full := r.seats.take(r.effective(), i.Client.Addr())
+	l := r.effective()
+	give, full := r.seats.Take(l.conns(), l.perClient(), i.Client.Addr())
 	if full != "" {
-		return func() {}, refuseLimit(full)
+		return give, refuseLimit(full)
 	}
 	return give, nil
 }

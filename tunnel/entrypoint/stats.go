@@ -37,7 +37,7 @@ type RouteStats struct {
 func (r *Router) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := Stats{Conns: r.seats.count(), Sniffing: len(r.waiting), Draining: r.draining, Refused: r.refused.copy()}
+	s := Stats{Conns: r.seats.Count(), Sniffing: len(r.waiting), Draining: r.draining, Refused: r.refused.copy()}
 	for _, t := range r.tracks {
 		rs := RouteStats{
 			Name: t.name, Removed: t.removed, Conns: len(t.conns), Total: t.total.Load(), ClientReset: t.resets[0].Load(), BackendReset: t.resets[1].Load(), Broken: t.broken.Load(),

@@ -158,6 +158,19 @@ func TestFull(t *testing.T) {
 	})
 }
 
+// TestOneClientLeavesRoom has one client take all that it can get.
+func TestOneClientLeavesRoom(t *testing.T) {
+	w := newWorld(t, nil, &Interceptor{MaxConns: 20})
+	w.start()
+	for range 18 {
+		w.pair()
+	}
+	w.wantReset() // two are left, for others
+	if s := w.i.Stats(); s.Failed[ReasonFull] != 1 || s.Open != 18 {
+		t.Errorf("got %+v", s)
+	}
+}
+
 // TestClientGone has clients that do not wait until the entrypoint is reached.
 func TestClientGone(t *testing.T) {
 	for name, leave := range map[string]func(net.Conn) error{

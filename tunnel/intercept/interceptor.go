@@ -67,7 +67,9 @@ type Interceptor struct {
 	DialTimeout time.Duration
 	// MaxConns is how many connections may be open at a time, dials under way
 	// included, by default 10000. A client beyond that is reset. Negative
-	// means no bound.
+	// means no bound. It is never more than two fifths of the descriptors that
+	// the process may have, and no client gets more than nine times as many as
+	// are free, so that one pod cannot shut out the others.
 	MaxConns int
 	// IdleTimeout resets connections on which no byte went either way. Zero
 	// and negative mean never: a watch is idle by nature.
@@ -91,6 +93,7 @@ type Interceptor struct {
 	empty     chan struct{} // closed when draining and nothing is left
 	loops     int           // of Serve
 	conns     map[*live]struct{}
+	seats     guard.Seats
 	looped    time.Time // when the entrypoint was found to be here
 	counts    counts
 	limit     guard.LogLimit
@@ -98,7 +101,10 @@ type Interceptor struct {
 }
 
 // live is a connection from its accept to its end.
-type live struct{ end context.CancelCauseFunc }
+type live struct {
+	end  context.CancelCauseFunc
+	give func() // its seat
+}
 
 // ErrClosed is returned by Serve after Shutdown or Close. It is a net.ErrClosed.
 var ErrClosed error = closedError{}
@@ -169,8 +175,8 @@ func (i *Interceptor) begin(l net.Listener) (context.Context, error) {
 // time any more.
 func (i *Interceptor) take(ctx context.Context, c net.Conn) {
 	ctx, end := context.WithCancelCause(ctx)
-	l := &live{end}
-	if reason := i.enter(l); reason != "" {
+	l := &live{end: end}
+	if reason := i.enter(l, ipOf(c.RemoteAddr())); reason != "" {
 		end(nil)
 		_ = relay.Reset(c)
 		i.logger(c).Warn("client not forwarded", "reason", reason)
@@ -180,26 +186,47 @@ func (i *Interceptor) take(ctx context.Context, c net.Conn) {
 }
 
 // enter counts a connection, or says why it must not be.
-func (i *Interceptor) enter(l *live) (reason string) {
+func (i *Interceptor) enter(l *live, client netip.Addr) (reason string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.counts.accepted++
-	limit := i.MaxConns
-	if limit == 0 {
-		limit = 10000
-	}
-	switch {
-	case i.draining: // accepted just before
-		reason = ReasonClosed
-	case limit > 0 && len(i.conns) >= limit:
+	if reason = ReasonClosed; !i.draining { // else it was accepted just before
+		full := ""
+		if l.give, full = i.seats.Take(i.maxConns(), noLimit, client); full == "" {
+			i.conns[l] = struct{}{}
+			i.work.Add(1)
+			return ""
+		}
 		reason = ReasonFull
-	default:
-		i.conns[l] = struct{}{}
-		i.work.Add(1)
-		return ""
 	}
 	i.counts.failed.add(reason)
 	return reason
+}
+
+const noLimit = 1 << 30
+
+// maxConns is MaxConns, or less where the process may have too few descriptors.
+func (i *Interceptor) maxConns() int {
+	limit := i.MaxConns
+	switch {
+	case limit == 0:
+		limit = 10000
+	case limit < 0:
+		limit = noLimit
+	}
+	if n := guard.Descriptors(); n > 0 {
+		limit = min(limit, n*2/5)
+	}
+	return limit
+}
+
+// ipOf is the IP address of a, not valid if it has none.
+func ipOf(a net.Addr) netip.Addr {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return t.AddrPort().Addr().Unmap().WithZone("")
 }
 
 func (i *Interceptor) serveConn(ctx context.Context, l *live, c net.Conn) {
@@ -209,6 +236,7 @@ func (i *Interceptor) serveConn(ctx context.Context, l *live, c net.Conn) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.conns, l)
+	l.give()
 	i.checkEmpty()
 }
 

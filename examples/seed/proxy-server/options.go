@@ -99,10 +99,13 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (doors open, files loaded, not draining), /readyz?cluster=NAME (an agent of it is here), /clusters (JSON), /debug/pprof/; not for the world")
 	f.Text(&o.serverID, "server-id", "ID", "name of this server towards agents; different for each of several servers; empty means the host name")
 	f.Texts(&o.peers, "peer", "ID", "the id of a server that each agent shall have a session with too, for servers behind one load balancer")
-	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; negative means for ever")
+	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; 0 means not at all, negative for ever")
 	o.log.Define(f)
 	if err := f.Parse(args, stdout); err != nil {
 		return nil, err
+	}
+	if o.drainTimeout == 0 {
+		o.drainTimeout = 1 // to the library 0 is the default
 	}
 	if err := o.check(); err != nil {
 		return nil, &cli.UsageError{Err: err}

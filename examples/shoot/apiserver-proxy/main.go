@@ -70,6 +70,7 @@ func newProgram(o *options, log *slog.Logger) *program {
 		Dialect:      o.dialect,
 		Destination:  o.destination,
 		Header:       o.header,
+		MaxConns:     o.maxConns,
 		DrainTimeout: o.drain(),
 		Logger:       log,
 	}

@@ -57,12 +57,13 @@ type options struct {
 	header       http.Header
 	adminListen  string
 	drainTimeout time.Duration
+	maxConns     int
 	log          cli.Log
 }
 
 // parse reads the command line. Its errors are all that is wrong with it.
 func parse(args []string, stdout io.Writer) (*options, error) {
-	o := &options{header: make(http.Header), drainTimeout: 25 * time.Second}
+	o := &options{header: make(http.Header), drainTimeout: 25 * time.Second, maxConns: 10000}
 	listen, destination, dialect := "", "", "proxy"
 	f := cli.NewFlags("apiserver-proxy", help)
 	f.Section("Pods")
@@ -75,6 +76,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Each("header", "'NAME: VALUE'", "a header of the CONNECT, of which the entrypoint wants one to route by, such as X-Gardener-Destination or Reversed-VPN", func(s string) error { return cli.ParseHeader(o.header, s) })
 	f.Section("Operation")
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (the address is there), /stats (JSON), /debug/pprof/; not for the world")
+	f.Int(&o.maxConns, "max-connections", "how many connections may be open; one pod gets nine tenths of them at most")
 	f.Duration(&o.drainTimeout, "drain-timeout", "how long connections may go on after SIGTERM; 0 means not at all, negative for ever. Each is cut off at a moment of its own, in the last four fifths of it, so that they do not all come back at once")
 	f.Section("Logs")
 	o.log.Define(f)

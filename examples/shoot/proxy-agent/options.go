@@ -90,7 +90,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Each("label", "KEY=VALUE", "told to the servers, for their choice of an agent and for /clusters", o.addLabel)
 	f.Texts(&o.serves, "serves", "CIDR|NAME", "a network, name or .suffix that this agent serves in preference to others; without any it serves all")
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (there is a session), /sessions (JSON), /debug/pprof/; not for the world")
-	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; negative means for ever")
+	f.Duration(&o.drainTimeout, "drain-timeout", "how long streams may go on after SIGTERM; 0 means not at all, negative for ever")
 	f.Section("Targets")
 	f.Each("allow", "RULE", "what may be dialled: CIDR, CIDR:port, [CIDR]:port for IPv6, host:port, host or .suffix; a list allows what one of its rules covers", func(s string) error {
 		rule, err := tunnel.ParseRule(s)
@@ -101,6 +101,9 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	o.log.Define(f)
 	if err := f.Parse(args, stdout); err != nil {
 		return nil, err
+	}
+	if o.drainTimeout == 0 {
+		o.drainTimeout = 1 // to the library 0 is the default
 	}
 	if err := o.check(); err != nil {
 		return nil, &cli.UsageError{Err: err}
