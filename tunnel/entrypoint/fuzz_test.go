@@ -91,7 +91,7 @@ func FuzzReadHello(f *testing.F) {
 		case found == nil && !errors.Is(err, errHelloTooLarge):
 			t.Fatalf("%v, where crypto/tls finds %q", err, want.ServerName)
 		case found == nil || want == nil:
-		case found.serverName != strings.ToLower(want.ServerName), !slices.Equal(found.alpn, want.SupportedProtos[:min(maxALPN, len(want.SupportedProtos))]):
+		case found.serverName != lower(want.ServerName), !slices.Equal(found.alpn, want.SupportedProtos[:min(maxALPN, len(want.SupportedProtos))]):
 			t.Fatalf("found %+v, crypto/tls finds %q %q", found, want.ServerName, want.SupportedProtos)
 		}
 	})

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"sync/atomic"
 )
 
@@ -97,12 +96,13 @@ func announced(records []byte) int {
 // lower is strings.ToLower for ASCII: a server name that has other letters is none
 // that a client may send (RFC 6066 §3), and must not become one.
 func lower(name string) string {
-	return strings.Map(func(r rune) rune {
-		if 'A' <= r && r <= 'Z' {
-			r += 'a' - 'A'
+	b := []byte(name)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] += 'a' - 'A'
 		}
-		return r
-	}, name)
+	}
+	return string(b)
 }
 
 // badHello is a verdict of crypto/tls, as opposed to an error of the connection.

@@ -115,12 +115,10 @@ func (t *table) lookup(i *Info) *Route {
 const maxServerName = 253
 
 func (t *table) byName(name string) *Route {
-	if len(name) > maxServerName {
-		// A hello holds 64 KiB of labels, each of which would have the rest of
-		// them hashed.
-		return t.fallback
+	name = lower(name)
+	if !isName(name) {
+		return t.fallback // no wildcard is for it
 	}
-	name = strings.ToLower(name)
 	if r, ok := t.sni[name]; ok {
 		return r
 	}
@@ -129,13 +127,33 @@ func (t *table) byName(name string) *Route {
 		if dot < 0 {
 			return t.fallback
 		}
-		// The name itself must be longer than the wildcard's: "*.a.b" is not
-		// for "a.b".
-		if r, ok := t.wildcard[rest[dot:]]; ok && dot+len(name)-len(rest) > 0 {
+		if r, ok := t.wildcard[rest[dot:]]; ok {
 			return r
 		}
 		rest = rest[dot+1:]
 	}
+}
+
+// isName reports whether s can be the name of a host, in lower case. A hello may
+// have any bytes, and 64 KiB of them.
+func isName(s string) bool {
+	if len(s) == 0 || len(s) > maxServerName {
+		return false
+	}
+	label := 0
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '.' && label == 0:
+			return false
+		case c == '.':
+			label = 0
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+			label++
+		default:
+			return false
+		}
+	}
+	return label > 0
 }
 
 func (t *table) byDestination(d netip.AddrPort) *Route {

@@ -67,11 +67,11 @@ func TestLookupServerName(t *testing.T) {
 		"b":                   "default",
 		"":                    "default",
 		".a.b":                "default",
-		"*.a.b":               "*.a.b", // as good as any other label
+		"*.a.b":               "default", // as good as any other label
 		"a.b.":                "default",
 		"net":                 "default",
 		"very.far.away.org":   "default",
-		"x..a.b":              "*.a.b",
+		"x..a.b":              "default",
 		"a.b.evil.org":        "default",
 		"exact.example.com.x": "default",
 	} {
