@@ -10,8 +10,9 @@ type Limits struct {
 	// moved.
 	//
 	// Nobody may take all of them: a client is refused that has nine times as many
-	// as are free. So one alone gets nine tenths, two get 47 % each, and who has few
-	// is let in when others are not.
+	// as are free. So one gets nine tenths, the next nine tenths of what is left, and
+	// who has few is let in when others are not. All clients without an IP address
+	// count as one.
 	Conns int
 	// Sniffing is how many connections of a listener may not have said yet what
 	// they want, by default 1024. One more, and the oldest of the network that

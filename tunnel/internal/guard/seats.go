@@ -14,8 +14,8 @@ type Seats struct {
 
 // Take gives a client one of so many seats, or says whose limit is in the way: a
 // client has perClient at most, and never nine times as many as are free. So one
-// alone gets nine tenths, two get 47 % each, and who has few is let in when others
-// are not. An IPv6 host has a whole /64, and all without an address are one client.
+// gets nine tenths, the next nine tenths of what is left, and who has few is let in
+// when others are not. An IPv6 host has a whole /64, and all without an address are one client.
 func (s *Seats) Take(seats, perClient int, client netip.Addr) (give func(), full string) {
 	who := client
 	if client.Is6() {
