@@ -61,19 +61,19 @@ const (
 // check tells what is wrong with d.
 func (d *Door) check() error {
 	if d.By > BySNI|ByDestination|ByHeader {
-		return fmt.Errorf("entrypoint: Door.By %d is unknown", d.By)
+		return fmt.Errorf("Door.By %d is unknown", d.By)
 	}
 	for _, rule := range d.Proxy {
 		if rule.Policy == proxyproto.Accept && d.By&ByDestination != 0 {
-			return fmt.Errorf("entrypoint: whether %v sends a PROXY header must be known at a door by destination: a client's own could be taken for it", rule.From)
+			return fmt.Errorf("whether %v sends a PROXY header must be known at a door by destination: a client's own could be taken for it", rule.From)
 		}
 	}
 	for i, name := range d.Headers {
 		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
-			return fmt.Errorf("entrypoint: %q is no header name", name)
+			return fmt.Errorf("%q is no header name", name)
 		}
 		if slices.ContainsFunc(d.Headers[:i], func(other string) bool { return strings.EqualFold(other, name) }) {
-			return fmt.Errorf("entrypoint: header %s stands in Door.Headers twice", name)
+			return fmt.Errorf("header %s stands in Door.Headers twice", name)
 		}
 	}
 	return nil
@@ -93,7 +93,7 @@ func newDoor(r *Router, d *Door) (*door, error) {
 		own.Door = *d
 	}
 	if err := own.check(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("entrypoint: %w", err)
 	}
 	if own.By == 0 {
 		own.By = BySNI

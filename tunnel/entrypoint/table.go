@@ -37,9 +37,7 @@ func newTable(routes []*Route) (*table, error) {
 			errs = append(errs, errors.New("entrypoint: nil route"))
 			continue
 		}
-		if err := errors.Join(r.check(), t.add(r)); err != nil {
-			errs = append(errs, fmt.Errorf("entrypoint: route %q: %w", r.Name, err))
-		}
+		errs = append(errs, within(fmt.Sprintf("entrypoint: route %q", r.Name), errors.Join(r.check(), t.add(r))))
 	}
 	slices.Sort(t.bits4)
 	slices.Sort(t.bits6)

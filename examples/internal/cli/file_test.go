@@ -102,6 +102,81 @@ func TestFile(t *testing.T) {
 	})
 }
 
+// A file that is being written is not taken before two looks have seen the same.
+func TestFileHalfWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	tunneltest.Bubble(t, func(t *testing.T) {
+		var used []string
+		f := &File{Path: path, Use: func(content []byte) error {
+			if len(content) == 0 {
+				return errors.New("nothing in it")
+			}
+			used = append(used, string(content))
+			return nil
+		}}
+		write := func(s string) {
+			if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		write("ha")
+		later := time.AfterFunc(settle/2, func() { write("half") })
+		defer later.Stop()
+		start := time.Now()
+		if err := f.Load(); err != nil || strings.Join(used, " ") != "half" {
+			t.Fatalf("%v, used %q", err, used)
+		}
+		if took := time.Since(start); took != 2*settle {
+			t.Errorf("it took %v", took)
+		}
+		if s := f.Status(); !s.Used.Equal(time.Now()) || s.Err != nil || !s.Since.IsZero() {
+			t.Errorf("%+v", s)
+		}
+		// Back to what is in use, between two looks.
+		write("")
+		time.AfterFunc(settle/2, func() { write("half") })
+		if err := f.Load(); err != nil || len(used) != 1 {
+			t.Errorf("%v, used %q", err, used)
+		}
+		// Never the same twice.
+		write("before")
+		ctx, cancel := context.WithCancel(t.Context())
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			time.Sleep(settle / 2) // always between two looks
+			for n := 0; ctx.Err() == nil; n++ {
+				write(strings.Repeat("x", n%10+1))
+				time.Sleep(settle)
+			}
+		})
+		if err := f.Load(); err == nil || !strings.Contains(err.Error(), "changes while it is read") || len(used) != 1 {
+			t.Errorf("%v, used %q", err, used)
+		}
+		cancel()
+		writer.Wait()
+		// The error has a time, that of its first look, and goes with it.
+		write("")
+		_ = f.Load()
+		since := time.Now()
+		time.Sleep(time.Minute)
+		_ = f.Load()
+		if s := f.Status(); s.Err == nil || !strings.Contains(s.Err.Error(), "nothing in it") || !s.Since.Equal(since) || f.Ready() != nil {
+			t.Errorf("%+v, want since %v", s, since)
+		}
+		write("half")
+		if err := f.Load(); err != nil || f.Status().Err != nil {
+			t.Errorf("%v, %+v", err, f.Status())
+		}
+		// An end between two looks leaves all as it is.
+		write("whole")
+		ctx, cancel = context.WithCancel(t.Context())
+		time.AfterFunc(settle/2, cancel)
+		if err := f.Run(ctx); err != nil || len(used) != 1 || f.Status().Err != nil {
+			t.Errorf("%v, used %q, %+v", err, used, f.Status())
+		}
+	})
+}
+
 func TestFileWithoutLogger(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	ctx, cancel := context.WithCancel(t.Context())

@@ -123,7 +123,7 @@ func (f *Flags) Parse(args []string, stdout io.Writer) error {
 // twoDashes writes flags in an error of package flag as the help does.
 func twoDashes(err error) error {
 	text := err.Error()
-	for _, before := range []string{"not defined: -", "for flag -", "needs an argument: -"} {
+	for _, before := range []string{"not defined: -", "for flag -", "for -", "needs an argument: -"} {
 		text = strings.Replace(text, before, before+"-", 1)
 	}
 	return errors.New(strings.Replace(text, "---", "--", 1))

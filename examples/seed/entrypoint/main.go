@@ -5,12 +5,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
+	"sync/atomic"
 
 	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
 	"github.com/rhizome-tunnel/rhizome/tunnel/entrypoint"
@@ -29,7 +28,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("--config: %w", err)
 	}
 	if o.check {
-		return describe(stdout, p.current)
+		return describe(stdout, p.current.Load())
 	}
 	g := cli.NewGroup()
 	var open cli.Listeners
@@ -52,7 +51,8 @@ type program struct {
 	log     *slog.Logger
 	file    *cli.File
 	router  *entrypoint.Router
-	current *entrypoint.Config // what is in use; touched by use only once all runs
+	started *entrypoint.Config                // what listeners, limits and timeouts are from
+	current atomic.Pointer[entrypoint.Config] // what routes are from; also for the admin pages
 }
 
 // maxConfig bounds the file: some 100,000 routes.
@@ -66,28 +66,51 @@ func (p *program) use(data []byte) error {
 		return err
 	}
 	if p.router == nil {
-		if p.router, err = next.NewRouter(); err != nil {
+		router, err := next.NewRouter()
+		if err != nil {
 			return err
 		}
-		p.router.Logger = p.log
-	} else if err := next.Apply(p.router, p.current); err != nil {
-		return err
-	} else if !next.SameFront(p.current) {
-		p.log.Warn("listeners, limits or timeouts have changed, which takes a restart", "file", p.config)
+		router.Logger = p.log
+		p.router, p.started = router, next
+		p.current.Store(next)
+		return nil
 	}
-	p.current = next
+	old := p.current.Load()
+	if err := next.Apply(p.router, old); err != nil {
+		return err
+	}
+	p.current.Store(next)
+	added, removed, changed := differences(old, next)
+	p.log.Info("routes replaced", "file", p.config, "routes", len(next.Routes), "added", added, "removed", removed, "changed", changed)
+	if !next.SameFront(p.started) {
+		p.log.Warn("listeners, limits or timeouts are not those of the start: that takes a restart", "file", p.config)
+	}
 	return nil
+}
+
+// differences counts routes by what became of them.
+func differences(old, next *entrypoint.Config) (added, removed, changed int) {
+	for i := range next.Routes {
+		name := next.Routes[i].Name
+		switch before := old.Route(name); {
+		case before == nil:
+			added++
+		case before != next.Route(name):
+			changed++
+		}
+	}
+	return added, len(old.Routes) + added - len(next.Routes), changed
 }
 
 // open opens every port and serves it in the group. What it leaves open after
 // an error is in the list.
 func (p *program) open(g *cli.Group, open *cli.Listeners) error {
-	doors, err := p.current.Doors()
+	doors, err := p.started.Doors()
 	if err != nil {
 		return err
 	}
 	listeners := make([]net.Listener, len(doors))
-	for i, lc := range p.current.Listeners {
+	for i, lc := range p.started.Listeners {
 		if listeners[i], err = open.TCP(lc.Address, nil); err != nil {
 			return fmt.Errorf("listener %q: %w", lc.Address, err)
 		}
@@ -99,29 +122,12 @@ func (p *program) open(g *cli.Group, open *cli.Listeners) error {
 		}
 	}
 	for i, l := range listeners {
-		p.log.Info("listening", "door", p.current.Listeners[i].Kind(), "addr", l.Addr().String())
+		p.log.Info("listening", "door", p.started.Listeners[i].Kind(), "addr", l.Addr().String())
 		g.Go("listener "+l.Addr().String(), func() error { return p.router.Serve(l, doors[i]) })
 	}
 	if admin != nil {
 		p.log.Info("listening", "door", "admin", "addr", admin.Addr().String())
 		g.Go("admin pages", func() error { return cli.ServeAdmin(g.Context(), admin, p.pages()) })
-	}
-	return nil
-}
-
-func (p *program) pages() map[string]http.HandlerFunc {
-	return map[string]http.HandlerFunc{
-		"GET /healthz": cli.Alive(),
-		"GET /readyz":  cli.Check(p.ready),
-		"GET /routes":  cli.JSON(func() any { return p.router.Stats() }),
-	}
-}
-
-// ready is an entrypoint that takes connections. A file that has turned bad does
-// not count: the routes before it are in use.
-func (p *program) ready(*http.Request) error {
-	if p.router.Stats().Draining {
-		return errors.New("it drains")
 	}
 	return nil
 }

@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -114,9 +119,11 @@ func TestRun(t *testing.T) {
 	}}
 	sni := dialer(p.Addr("sni"))
 	for way, dial := range map[string]func(context.Context) (net.Conn, error){
-		"sni":         sni,
-		"destination": func(ctx context.Context) (net.Conn, error) { return viaProxy.DialContext(ctx, "tcp", p.Addr("destination")) },
-		"header":      func(ctx context.Context) (net.Conn, error) { return viaHeader.DialContext(ctx, "tcp", "ignored:443") },
+		"sni": sni,
+		"destination": func(ctx context.Context) (net.Conn, error) {
+			return viaProxy.DialContext(ctx, "tcp", p.Addr("destination"))
+		},
+		"header": func(ctx context.Context) (net.Conn, error) { return viaHeader.DialContext(ctx, "tcp", "ignored:443") },
 	} {
 		if err := w.ask(dial, nameA); err != nil {
 			t.Errorf("%s: %v", way, err)
@@ -134,6 +141,21 @@ func TestRun(t *testing.T) {
 	if err := w.ask(sni, nameA); err != nil {
 		t.Errorf("after a bad file: %v", err)
 	}
+	admin := clitest.Client(t, &http.Transport{})
+	page := getRoutes(t, admin, p)
+	if c := page.Config; !strings.Contains(c.Refused, "is route \"a\"'s already") || c.Since.Before(c.Used) || c.Used.IsZero() || c.Restart {
+		t.Errorf("%+v", c)
+	}
+	// So is one that has lost its routes.
+	if err := os.WriteFile(w.config(""), []byte("listeners: [{address: \"127.0.0.1:0\"}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clitest.Eventually(t, func() error {
+		if c := getRoutes(t, admin, p).Config; !strings.Contains(c.Refused, "write routes: []") {
+			return errors.New(c.Refused)
+		}
+		return nil
+	})
 	// A good one is used.
 	w.config(w.route("b", nameB))
 	clitest.Eventually(t, func() error { return w.ask(sni, nameB) })
@@ -141,7 +163,6 @@ func TestRun(t *testing.T) {
 		t.Error("a removed route is served")
 	}
 
-	admin := clitest.Client(t, &http.Transport{})
 	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ok\n", "/routes": `"name": "b"`} {
 		if status, body := clitest.Get(t, admin, "http://"+p.Addr("admin")+path); status != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %q", path, status, body)
@@ -152,14 +173,125 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Listeners and limits are taken at the start, and the log says so.
+func getRoutes(t *testing.T, c *http.Client, p *clitest.Program) (page routesPage) {
+	t.Helper()
+	_, body := clitest.Get(t, c, "http://"+p.Addr("admin")+"/routes")
+	if err := json.Unmarshal([]byte(body), &page); err != nil {
+		t.Fatalf("%v\n%s", err, body)
+	}
+	return page
+}
+
+// /routes shows what leads where, whether it can be reached, and how often it was.
+func TestRoutesPage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := gone.Addr().String()
+	gone.Close()
+	routes := fmt.Sprintf(`
+- {name: a, sni: [%s], destinations: ["240.0.0.1:443", "fd00::/64"], headerValues: [x], backends: [%q, %q],
+  allow: [127.0.0.1, "::/0"], deny: [192.0.2.0/24], maxConnections: 7}
+- {name: rest, default: true, backends: ["unix:@none"]}
+`, nameA, dead, w.backends[nameA])
+	p := clitest.Start(t, run, "--config", w.config(routes), "--config-interval", "10ms", "--admin-listen", "127.0.0.1:0")
+	// A connection stays, while its route goes.
+	open, err := dialer(p.Addr("sni"))(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if err := tls.Client(open, &tls.Config{RootCAs: w.Pool(), ServerName: nameA}).HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	admin := clitest.Client(t, &http.Transport{})
+	var page routesPage
+	clitest.Eventually(t, func() error { // a backend is passed over for a second at first, and longer each time
+		for range 2 { // one of them meets the dead backend first, if it is not passed over
+			if err := w.ask(dialer(p.Addr("sni")), nameA); err != nil {
+				return err
+			}
+		}
+		page = getRoutes(t, admin, p)
+		if b := page.Routes[0].Backends; len(b) != 2 || b[0].Backend != dead || b[0].SickUntil.IsZero() || b[1].Backend != w.backends[nameA] || !b[1].SickUntil.IsZero() {
+			return fmt.Errorf("%+v", b)
+		}
+		return nil
+	})
+	got := page.Routes[0]
+	if len(page.Routes) != 2 || got.Total < 3 || got.Up == 0 || page.Conns < 1 || page.Config.Refused != "" || !page.Config.Since.IsZero() {
+		t.Fatalf("%+v", page)
+	}
+	got.RouteStats, got.Backends = entrypoint.RouteStats{}, nil
+	want := routePage{
+		SNI: []string{nameA}, Destinations: []string{"240.0.0.1:443", "fd00::/64"}, HeaderValues: []string{"x"},
+		Allow:          []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("::/0")},
+		Deny:           []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		MaxConnections: 7,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if !page.Routes[1].Default {
+		t.Errorf("%+v", page.Routes[1])
+	}
+	w.config("- {name: rest, default: true, backends: [\"unix:@other\"]}\n")
+	p.Find("routes replaced")
+	if !strings.Contains(p.String(), `"routes":1,"added":0,"removed":1,"changed":1`) {
+		t.Error("no line with what has changed")
+	}
+	if a := getRoutes(t, admin, p).Routes[0]; a.Name != "a" || !a.Removed || a.Conns != 1 || a.SNI != nil || a.Backends != nil {
+		t.Errorf("%+v", a)
+	}
+}
+
+// Listeners and limits are taken at the start, and the log says so until the file
+// means again what the program started with.
 func TestRestartNeeded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	p := clitest.Start(t, run, "--config", w.config(w.route("a", nameA)), "--config-interval", "10ms")
+	const warning = "listeners, limits or timeouts are not those of the start: that takes a restart"
+	p := clitest.Start(t, run, "--config", w.config(w.route("a", nameA)), "--config-interval", "10ms", "--admin-listen", "127.0.0.1:0")
 	p.Addr("header")
-	w.config(w.route("a", nameA) + "headTimeout: 1s\n")
-	p.Find("listeners, limits or timeouts have changed, which takes a restart")
+	admin := clitest.Client(t, &http.Transport{})
+	routes := 1
+	replace := func(front string, wantWarnings int) {
+		t.Helper()
+		// One more route each time, so that the line of this change can be found.
+		text := w.route("a", nameA)
+		for i := range routes {
+			text += fmt.Sprintf("- {name: x%d, sni: [x%d.example.com], backends: [\"10.0.0.1:1\"]}\n", i, i)
+		}
+		w.config(text + front)
+		routes++
+		clitest.Eventually(t, func() error { // this line is the last one of a change
+			if n := strings.Count(p.String(), "file loaded"); n != routes-1 {
+				return fmt.Errorf("%d files loaded", n)
+			}
+			return nil
+		})
+		want := fmt.Sprintf(`"routes":%d,"added":1,"removed":0,"changed":0`, routes)
+		if !strings.Contains(p.String(), want) {
+			t.Errorf("no line with %s", want)
+		}
+		if page := getRoutes(t, admin, p); len(page.Routes) != routes || page.Config.Restart != (front == "headTimeout: 1s\n") {
+			t.Errorf("%+v", page)
+		}
+		if n := strings.Count(p.String(), warning); n != wantWarnings {
+			t.Errorf("%q: %d warnings, want %d", front, n, wantWarnings)
+		}
+	}
+	replace("", 0)
+	replace("headTimeout: 10s\nlimits: {connections: 20000}\n", 0) // what it was
+	replace("headTimeout: 1s\n", 1)
+	replace("headTimeout: 1s\n", 2)
+	replace("", 2) // reverted
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestCheck(t *testing.T) {
@@ -197,6 +329,47 @@ func TestCheck(t *testing.T) {
 	}
 	if _, err = check(w.config("- {name: a}")); err == nil || !strings.Contains(err.Error(), "no backends") {
 		t.Errorf("a bad file: %v", err)
+	}
+}
+
+// --check tells all that is wrong, and where.
+func TestCheckBadValues(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	file := w.config("- {name: a, sni: [a.example.com], dialTimeout: 5, backends: [\"a:1\"]}\ndrainTimeout: 25\nremovedTimeout: never\n")
+	err := run(t.Context(), []string{"--config", file, "--check"}, io.Discard, io.Discard)
+	want := "--config: " + file + `: entrypoint: drainTimeout: want a duration, a number with a unit as in 10s, got 25
+entrypoint: removedTimeout: want a duration, as 250ms, 10s or 1h30m, of at most 292 years, got "never"
+entrypoint: route "a": dialTimeout: want a duration, a number with a unit as in 10s, got 5`
+	if err == nil || err.Error() != want {
+		t.Errorf("%v\nwant\n%s", err, want)
+	}
+	// A mistake in the command line is one of the command line.
+	for _, args := range [][]string{{"--check=perhaps", "--config", file}, {"--check", file}} {
+		var usage *cli.UsageError
+		if err := run(t.Context(), args, io.Discard, io.Discard); !errors.As(err, &usage) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+// example.yaml shows every field there is, as the help promises.
+func TestExampleComplete(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(help, "example.yaml") {
+		t.Error("the help does not name example.yaml")
+	}
+	for _, v := range []any{entrypoint.Config{}, entrypoint.ListenerConfig{}, entrypoint.RouteConfig{}, entrypoint.LimitsConfig{}} {
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {
+			name := f.Tag.Get("json")
+			if f.IsExported() && !regexp.MustCompile(`(?m)^[- ]*`+name+`:.*#|^[- ]*#.*\n([- ]*#.*\n)*[- ]*`+name+`:`).Match(text) {
+				t.Errorf("no %s with a comment", name)
+			}
+		}
 	}
 }
 
@@ -242,8 +415,8 @@ func TestShownConfigurations(t *testing.T) {
 	}
 	_, shown, _ := strings.Cut(string(readme), "```yaml\nlisteners:")
 	shown, _, _ = strings.Cut("listeners:"+shown, "```")
-	_, inHelp, _ := strings.Cut(help, "A configuration, whole:\n")
-	inHelp, _, _ = strings.Cut(inHelp, "\nThe file is followed.")
+	_, inHelp, _ := strings.Cut(help, "beside the program's source:\n")
+	inHelp, _, _ = strings.Cut(inHelp, "\nThe file is followed;")
 	for name, text := range map[string]string{"README": shown, "-h": strings.ReplaceAll(inHelp, "\n  ", "\n")} {
 		if c, err := entrypoint.ParseConfig([]byte(text)); err != nil || len(c.Listeners) != 3 || len(c.Routes) == 0 {
 			t.Errorf("%s: %v\n%s", name, err, text)

@@ -19,7 +19,8 @@ three ports, and three ways to tell whose connection it is.
   entrypoint --config entrypoint.yaml
   entrypoint --config entrypoint.yaml --check
 
-TLS is not terminated. A configuration, whole:
+TLS is not terminated. A configuration; every field there is, with what it means,
+is in example.yaml beside the program's source:
 
   listeners:
   - address: ":443"               # by: [sni] is what an empty one means
@@ -37,10 +38,12 @@ TLS is not terminated. A configuration, whole:
     backends: ["10.0.0.1:443", "10.0.0.2:443"]
     allow: [192.0.2.0/24]         # clients; empty means all
 
-The file is followed. Routes are replaced at once, and no connection of a route
-that stays is touched; listeners, limits and timeouts are taken at the start only.
-A file with a mistake is refused as a whole, and what was before stays in use.
-SIGTERM drains, a second one cuts off what is still open.
+The file is followed; replace it by rename, as a mounted ConfigMap is. Routes are
+replaced at once, and no connection of a route that stays is touched; listeners,
+limits and timeouts are taken at the start only. A file with a mistake, or without
+routes (none are written as []), is refused as a whole, and what was before stays in
+use; the log and /routes say what is wrong. SIGTERM drains, a second one cuts off
+what is still open.
 `
 
 type options struct {
@@ -57,8 +60,8 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Section("Flags")
 	f.Text(&o.config, "config", "FILE", "the configuration, YAML or JSON")
 	f.Duration(&o.interval, "config-interval", "how often the file is read again")
-	f.Bool(&o.check, "check", "print what goes where, and end; a file with a mistake is told and ends with 1")
-	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (not draining), /routes (JSON: routes with their counters, refused connections by reason), /debug/pprof/; not for the world")
+	f.Bool(&o.check, "check", "print what goes where, and end; all that is wrong with the file is told, one a line, and ends with 1")
+	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (not draining), /routes (JSON: each route with what leads to it, its backends and whether they can be dialled, and its counters; refused connections by reason; what is wrong with the newest file), /debug/pprof/; not for the world")
 	o.log.Define(f)
 	if err := f.Parse(args, stdout); err != nil {
 		return nil, err
