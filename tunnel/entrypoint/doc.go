@@ -42,9 +42,11 @@
 //
 // A refused connection costs nobody else. Over CONNECT it gets a status with
 // Proxy-Status: 403 (no route, not allowed) or 301 instead for no route, 503 (no
-// backend answers, draining, too many connections), 400, 408, 431. Over TLS it gets an alert:
-// unrecognized_name, access_denied, internal_error. Behind a PROXY header it gets
-// a reset. None of it names routes or backends. [Stats] counts each [Reason].
+// backend answers, draining, too many connections), 400, 408, or 431 for a head
+// above 16 KiB. Over TLS it gets an alert: unrecognized_name, access_denied,
+// internal_error, decode_error, the last also for a ClientHello above 64 KiB.
+// Behind a PROXY header it gets a reset. None of it names routes or backends.
+// [Stats] counts each [Reason].
 //
 // # Changes
 //

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
@@ -151,7 +152,7 @@ func TestTLS(t *testing.T) {
 // TestEarly has a client that speaks, more than is kept, and half-closes before
 // the entrypoint is reached.
 func TestEarly(t *testing.T) {
-	for name, size := range map[string]int{"little": 1 << 10, "as much as is kept": maxEarly, "more": 3 * maxEarly} {
+	for name, size := range map[string]int{"little": 1 << 10, "as much as is kept": guard.MaxEarly, "more": 3 * guard.MaxEarly} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil, &Interceptor{Dialect: Connect})
 			w.start()

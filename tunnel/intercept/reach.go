@@ -8,6 +8,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -20,10 +21,10 @@ func (i *Interceptor) reach(ctx context.Context, c net.Conn) (conn net.Conn, ear
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := watch(c, func() { cancel(errClientGone) })
+	w := guard.Watch(c, nil, func() { cancel(errClientGone) })
 	conn, err = dial(ctx)
-	early = w.stop()
-	if context.Cause(ctx) == errClientGone {
+	early, unwatched := w.Stop()
+	if context.Cause(ctx) == errClientGone || err == nil && unwatched != nil {
 		if conn != nil {
 			_ = relay.Reset(conn)
 		}
