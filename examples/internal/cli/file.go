@@ -101,7 +101,7 @@ func (f *File) Run(ctx context.Context) error {
 		case err == errEnded:
 			return nil
 		case err != nil && err.Error() != said:
-			log.Error("file refused, what was in use stays in use", "file", f.Path, "error", err)
+			log.Error("file refused, what was in use stays in use", "file", f.Path, "error", capped(err))
 		case err == nil && changed:
 			log.Info("file loaded", "file", f.Path)
 		case err == nil && said != "":
@@ -217,4 +217,16 @@ func readFile(path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return content, nil
+}
+
+// maxLogged bounds the text of an error in the log: one about each line of a large
+// file is no help.
+const maxLogged = 8 << 10
+
+func capped(err error) string {
+	text := err.Error()
+	if len(text) <= maxLogged {
+		return text
+	}
+	return text[:maxLogged] + fmt.Sprintf("… and %d bytes more", len(text)-maxLogged)
 }

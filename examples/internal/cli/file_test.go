@@ -200,3 +200,13 @@ func TestFileWithoutLogger(t *testing.T) {
 		t.Error("a folder is no error")
 	}
 }
+
+// An error about each line of a large file does not fill the log.
+func TestCapped(t *testing.T) {
+	if got := capped(errors.New("short")); got != "short" {
+		t.Errorf("%q", got)
+	}
+	if got := capped(errors.New(strings.Repeat("x", 1<<20))); len(got) > maxLogged+100 || !strings.HasSuffix(got, "… and 1040384 bytes more") {
+		t.Errorf("%d bytes, which end with %q", len(got), got[len(got)-40:])
+	}
+}
