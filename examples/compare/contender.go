@@ -45,7 +45,7 @@ func contendersFor(o options, backend string, progress io.Writer) ([]*contender,
 		}
 	}
 	all := []*contender{
-		{name: ours, start: role("entrypoint"), descriptors: 2},
+		{name: ours, start: role("entrypoint"), descriptors: 3}, // it takes two, and keeps some for others
 		{name: "direct", address: backend},
 		{name: "tcpproxy", start: role("tcpproxy"), descriptors: 6}, // io.Copy keeps a pipe while it waits
 	}

@@ -142,8 +142,12 @@ func idle(p *process, n int) ([]net.Conn, error) {
 				return err
 			}
 			conns[i] = c
-			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			answer := make([]byte, 1)
+			if _, err := io.ReadFull(c, answer); err != nil {
 				return err
+			}
+			if answer[0] != doStay { // the alert of a refusal
+				return errors.New("an idle connection was refused")
 			}
 		}
 		return nil
