@@ -134,7 +134,9 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 		return nil, errors.New("entrypoint: the route has no backends")
 	}
 	if len(order) == 1 { // as most routes have it: nothing to watch beside the dial
-		return f.dialOne(ctx, order[0], i)
+		c, err := f.dialOne(ctx, order[0], i)
+		f.note(ctx, order[0], err)
+		return c, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -159,16 +161,13 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 		case <-next.C:
 		case d := <-results:
 			delete(running, d.place)
+			f.note(ctx, order[d.place], d.err)
 			if d.err == nil {
-				f.health.good(order[d.place])
 				cancel()
 				f.abandon(order, d.place, len(running), results)
 				return d.conn, nil
 			}
 			errs = append(errs, d.err)
-			if ctx.Err() == nil && !errors.Is(d.err, syscall.EMFILE) && !errors.Is(d.err, syscall.ENFILE) {
-				f.health.bad(order[d.place]) // and not for a lack of descriptors here
-			}
 			if running[begun-1] {
 				continue // the second of the latest is not over
 			}
@@ -180,6 +179,17 @@ func (f *Forward) dial(ctx context.Context, i *Info) (net.Conn, error) {
 		case len(running) == 0:
 			return nil, errors.Join(errs...)
 		}
+	}
+}
+
+// note takes the outcome of a dial. What was given up, or failed for a lack of
+// descriptors here, says nothing of the backend.
+func (f *Forward) note(ctx context.Context, backend string, err error) {
+	switch {
+	case err == nil:
+		f.health.good(backend)
+	case ctx.Err() == nil && !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE):
+		f.health.bad(backend)
 	}
 }
 

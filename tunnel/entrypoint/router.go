@@ -238,8 +238,8 @@ func (r *Router) cutLater(cut *atomic.Int64) []*time.Timer {
 			defer r.mu.Unlock()
 			if _, there := c.track.conns[c]; there { // else it has ended by itself
 				cut.Add(1)
-				c.end(errDrained)
 			}
+			c.end(errDrained) // also what is being told that no backend answers
 		}))
 	}
 	return timers

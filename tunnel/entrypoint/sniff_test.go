@@ -248,11 +248,11 @@ func TestUnknownNames(t *testing.T) {
 			strings.Repeat("a.", 200) + nameA: "too long", ".ingress.a.example.com": "nothing below a wildcard",
 		}
 		for name, what := range names {
-			msg := payload(hello(t, "placeholder.example.com"))
+			msg := payload(hello(t, "original.example.com"))
 			if name == "" {
 				msg = payload(hello(t, ""))
 			} else {
-				msg = renamed(msg, "placeholder.example.com", name)
+				msg = renamed(msg, "original.example.com", name)
 			}
 			c := w.dial("client", doorSNI)
 			send(c, records(msg, 1<<14))
