@@ -46,7 +46,7 @@ func testCurl(t *testing.T, w *world) {
 		// through a forwarder.
 		{"UnixAbsoluteForm", []string{"-q", "-sS", "--max-time", "20", "--unix-socket", w.socket,
 			"--request-target", "http://" + w.alpha.plain + "/who", "http://" + w.alpha.plain}, "kubelet of alpha\n"},
-		{"UnixTunnel", []string{"-q", "-sS", "--noproxy", "", "--max-time", "20", "--proxy", "http://" + forwardTo(t, w.socket),
+		{"UnixTunnel", []string{"-q", "-sS", "--noproxy", "", "--max-time", "20", "--proxy", "http://" + forwardTo(t, "unix", w.socket),
 			"--cacert", w.alpha.caFile, "https://" + w.alpha.secure + "/who"}, "kubelet of alpha\n"},
 	}
 	for _, test := range tests {

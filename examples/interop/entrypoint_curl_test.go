@@ -29,7 +29,7 @@ func testEntrypointCurl(t *testing.T, program string) {
 	)
 	required, maybe, untrusted, destination := ports[0], ports[1], ports[2], ports[3]
 	deny, redirect, behind, gone := ports[4], ports[5], ports[6], ports[7]
-	throughDestination := balancer(t, destination)
+	throughDestination := forwardTo(t, "tcp", destination)
 	startEntry(t, program, fill(`
 listeners:
 - address: $REQUIRED
@@ -95,7 +95,7 @@ routes:
 	// 127.0.0.1, and only the header tells who the client is.
 	const refused = "exit code 35" // CURLE_SSL_CONNECT_ERROR
 	t.Run("PROXY", func(t *testing.T) {
-		throughRequired, throughMaybe, throughUntrusted := balancer(t, required), balancer(t, maybe), balancer(t, untrusted)
+		throughRequired, throughMaybe, throughUntrusted := forwardTo(t, "tcp", required), forwardTo(t, "tcp", maybe), forwardTo(t, "tcp", untrusted)
 		header := func(client string) []string { return []string{"--haproxy-protocol", "--interface", client} }
 		bare := func(client string) []string { return []string{"--interface", client} }
 		tests := []struct {
@@ -126,7 +126,7 @@ routes:
 			// client.
 			{"Destination", curlTo(alpha, "allowed.example", destination, header("127.0.0.9")...), "alpha: v2 CLIENT > DOOR"},
 			{"DestinationButNotThisPeer", curlTo(alpha, "allowed.example", throughDestination, header("127.0.0.9")...), refused},
-			{"DestinationUnknown", curlTo(alpha, "allowed.example", balancer(t, destination), header("127.0.0.9")...), refused},
+			{"DestinationUnknown", curlTo(alpha, "allowed.example", forwardTo(t, "tcp", destination), header("127.0.0.9")...), refused},
 			{"DestinationMissing", curlTo(alpha, "allowed.example", destination, bare("127.0.0.9")...), refused},
 		}
 		for _, test := range tests {

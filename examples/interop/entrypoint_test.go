@@ -21,7 +21,6 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/proxyproto"
 	"github.com/rhizome-tunnel/rhizome/tunnel/entrypoint"
-	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -307,34 +306,6 @@ func needLoopbacks(t *testing.T) {
 		}
 		l.Close()
 	}
-}
-
-// balancer is a load balancer that hides its clients: whoever comes through it
-// comes from 127.0.0.1.
-func balancer(t *testing.T, target string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	ctx := t.Context()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			onward, err := net.Dial("tcp", target)
-			if err != nil {
-				t.Error(err)
-				c.Close()
-				continue
-			}
-			go relay.Relay(ctx, c, onward, nil)
-		}
-	}()
-	return l.Addr().String()
 }
 
 // fill puts values in the place of $NAMES in a configuration: name, value, …

@@ -58,7 +58,7 @@ func testOpenSSL(t *testing.T, w *world) {
 		}
 	})
 	t.Run("Proxy", func(t *testing.T) {
-		out := converse(t, openssl, []string{"s_client", "-quiet", "-verify_return_error", "-proxy", forwardTo(t, w.socket),
+		out := converse(t, openssl, []string{"s_client", "-quiet", "-verify_return_error", "-proxy", forwardTo(t, "unix", w.socket),
 			"-connect", w.alpha.secure, "-verify_ip", "127.0.0.1", "-CAfile", w.alpha.caFile},
 			"GET /who HTTP/1.0\r\n\r\n", "kubelet of alpha\n")
 		if !strings.HasPrefix(out, "HTTP/1.0 200 OK") {
@@ -66,7 +66,7 @@ func testOpenSSL(t *testing.T, w *world) {
 		}
 	})
 	t.Run("ProxyRefused", func(t *testing.T) {
-		_, errs, code := run(t, nil, openssl, "s_client", "-proxy", forwardTo(t, w.socket), "-connect", w.refused)
+		_, errs, code := run(t, nil, openssl, "s_client", "-proxy", forwardTo(t, "unix", w.socket), "-connect", w.refused)
 		if code == 0 || !strings.Contains(errs, "connection_refused") {
 			t.Errorf("exit code %d, want a failure that names connection_refused\n%s", code, errs)
 		}
@@ -108,9 +108,9 @@ func converse(t *testing.T, name string, args []string, dialogue ...string) stri
 	return out.String()
 }
 
-// forwardTo listens on loopback and forwards to a Unix socket until the test
-// ends: socat in a few lines.
-func forwardTo(t *testing.T, socket string) string {
+// forwardTo listens on loopback and forwards to a Unix socket, or to "tcp", until
+// the test ends: socat in a few lines. The target sees a client at 127.0.0.1.
+func forwardTo(t *testing.T, network, target string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -124,13 +124,13 @@ func forwardTo(t *testing.T, socket string) string {
 			if err != nil {
 				return
 			}
-			proxy, err := net.Dial("unix", socket)
+			onward, err := net.Dial(network, target)
 			if err != nil {
 				t.Error(err)
 				c.Close()
 				continue
 			}
-			go relay.Relay(ctx, c, proxy, nil)
+			go relay.Relay(ctx, c, onward, nil)
 		}
 	}()
 	return l.Addr().String()
