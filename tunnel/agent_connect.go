@@ -176,23 +176,8 @@ func (a *Agent) requestSession(ctx context.Context, c net.Conn, u serverURL) (ea
 // requestUpgrade asks for a session with the request, to which it adds what
 // makes an upgrade of it, and reads the answer.
 func requestUpgrade(c net.Conn, r *connect.Request, cluster string, limits *connect.HeadLimits) (early []byte, err error) {
-	r.Header.Set("Connection", "Upgrade")
-	r.Header.Set("Upgrade", upgradeToken)
 	if cluster != "" {
 		r.Header.Set(headerCluster, cluster)
 	}
-	if err := r.Write(c); err != nil {
-		return nil, err
-	}
-	res, err := connect.ReadResponse(c, limits)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case res.Status == http.StatusSwitchingProtocols && hasToken(res.Header, "Upgrade", upgradeToken):
-		return res.Early, nil
-	case res.Status/100 <= 3:
-		return nil, fmt.Errorf("tunnel: %s is no rhizome server: it answered %d %s", r.Host, res.Status, res.Phrase)
-	}
-	return nil, res.Refusal(r.Host, "")
+	return sessionProtocol().Request(c, r, limits)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/backoff"
 )
 
 // links keeps an agent connected: one session with each distinct server.
@@ -27,7 +28,7 @@ import (
 type links struct {
 	agent   *Agent
 	servers []serverURL
-	backoff Backoff
+	backoff backoff.Policy
 	wake    chan struct{}
 	work    sync.WaitGroup
 
@@ -49,7 +50,7 @@ type endpoint struct {
 	nonce   string    // of the server that answered here last
 	busy    bool      // a try is under way
 	next    time.Time // not before then
-	outage  outage
+	outage  backoff.Outage
 	lastLog string // the last failure that was logged
 }
 
@@ -63,7 +64,7 @@ var errKnown = errors.New("a session with this server exists")
 
 func newLinks(a *Agent, servers []serverURL) *links {
 	return &links{
-		agent: a, servers: servers, backoff: a.Backoff.withDefaults(),
+		agent: a, servers: servers, backoff: backoff.Policy(a.Backoff).WithDefaults(),
 		wake:      make(chan struct{}, 1),
 		endpoints: make(map[endpointKey]*endpoint),
 		links:     make(map[string]*link),
@@ -195,7 +196,7 @@ func (l *links) step(ctx, tries context.Context, now time.Time) time.Duration {
 	}
 	missing := len(l.missing())
 	if missing < l.lacking || missing == 0 {
-		l.probe.outage = outage{} // the tries for PEERS bring something
+		l.probe.outage = backoff.Outage{} // the tries for PEERS bring something
 	}
 	l.lacking = missing
 	if uncovered || len(l.endpoints) == 0 || l.probe.busy || missing == 0 {
@@ -271,13 +272,13 @@ func (l *links) failed(e, timing *endpoint, nonce string, err error) {
 	now := time.Now()
 	timing.busy = false
 	if errors.Is(err, errKnown) && timing == e {
-		timing.outage = outage{} // somebody answered, and is connected
+		timing.outage = backoff.Outage{} // somebody answered, and is connected
 	}
-	backoff := l.backoff
+	policy := l.backoff
 	if timing == &l.probe {
-		backoff = l.probeBackoff()
+		policy = l.probeBackoff()
 	}
-	wait := timing.outage.failed(backoff, now)
+	wait := timing.outage.Failed(policy, now)
 	var refused *connect.Error
 	var bye *byeError
 	switch {
@@ -301,7 +302,7 @@ func (l *links) failed(e, timing *endpoint, nonce string, err error) {
 
 // probeBackoff is for the tries for PEERS: a server that is named and down
 // must not cost all the others a handshake of each agent every few seconds.
-func (l *links) probeBackoff() Backoff {
+func (l *links) probeBackoff() backoff.Policy {
 	b := l.backoff
 	b.Max = max(b.Max, 2*time.Minute)
 	return b
@@ -330,7 +331,7 @@ func (l *links) serve(ctx context.Context, e, timing *endpoint, s *agentSession)
 	timing.busy = false
 	timing.lastLog = ""
 	if timing == &l.probe {
-		timing.next = time.Now().Add(timing.outage.failed(l.probeBackoff(), time.Now()))
+		timing.next = time.Now().Add(timing.outage.Failed(l.probeBackoff(), time.Now()))
 	}
 	l.mu.Unlock()
 	l.poke()
@@ -353,8 +354,8 @@ func (l *links) uncover(k *link, reason string) {
 			if e.nonce == k.remote.Nonce {
 				// A server that drains tells all its agents at once, and one
 				// that drains again and again is like one that is down.
-				e.outage.ended(l.backoff, time.Since(k.started))
-				e.next = now.Add(max(rand.N(5*l.backoff.Min), e.outage.failed(l.backoff, now)))
+				e.outage.Ended(l.backoff, time.Since(k.started))
+				e.next = now.Add(max(rand.N(5*l.backoff.Min), e.outage.Failed(l.backoff, now)))
 			}
 		}
 	}
@@ -401,8 +402,8 @@ func (l *links) lost(k *link, e, timing *endpoint, lasted time.Duration, err err
 	now := time.Now()
 	if l.links[k.remote.Nonce] == k {
 		delete(l.links, k.remote.Nonce)
-		timing.outage.ended(l.backoff, lasted)
-		wait := timing.outage.failed(l.backoff, now)
+		timing.outage.Ended(l.backoff, lasted)
+		wait := timing.outage.Failed(l.backoff, now)
 		var bye *byeError
 		if errors.As(err, &bye) {
 			wait = max(wait, min(time.Duration(bye.RetryAfter)*time.Second, time.Minute))

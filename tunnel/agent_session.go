@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
@@ -22,7 +23,7 @@ type agentSession struct {
 	*session
 	agent    *Agent
 	log      *slog.Logger
-	targets  admissions // open streams, by what Allow admitted them
+	targets  admit.Set // open streams, by what Allow admitted them
 	accepted chan struct{}
 }
 
@@ -191,7 +192,7 @@ type agentDoor struct {
 	agent     *Agent
 	strangers guard.Strangers
 	refused   *slog.Logger // for what strangers cause
-	admitted  admissions
+	admitted  admit.Set
 
 	mu   sync.Mutex
 	open map[string]*agentSession // by server id
@@ -223,11 +224,11 @@ func (d *agentDoor) handle(ctx context.Context, c net.Conn, known func()) {
 		log.Warn("server refused", "server", s.remote.ID, "error", err)
 		return
 	}
-	defer d.admitted.enter(&admission{
-		identity: Identity{Check: func() error { return d.auth(p) }},
-		log:      log.With("server", s.remote.ID),
-		warn:     func() { s.drain(drainCredential) },
-		end: func() {
+	defer d.admitted.Enter(&admit.Admission{
+		Check: func() error { return d.auth(p) },
+		Log:   log.With("server", s.remote.ID),
+		Warn:  func() { s.drain(drainCredential) },
+		End: func() {
 			s.bye(byeMessage{Code: byeDenied, Reason: "the server's credential no longer holds"})
 		},
 	})()
@@ -245,7 +246,7 @@ func (d *agentDoor) meet(ctx context.Context, c net.Conn) (*agentSession, *Peer,
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := switchProtocols(c); err != nil {
+	if err := sessionProtocol().Switch(c); err != nil {
 		return nil, nil, err
 	}
 	s, err := d.agent.newSession(ctx, withEarly(c, p.Request.Early), func(*helloMessage) error { return nil })
@@ -267,7 +268,7 @@ func (d *agentDoor) request(ctx context.Context, c net.Conn) (*Peer, error) {
 	if err := d.auth(p); err != nil {
 		return nil, err
 	}
-	if err := checkUpgrade(p.Request); err != nil {
+	if err := sessionProtocol().Check(p.Request); err != nil {
 		return nil, err
 	}
 	if claim := p.Request.Header.Get(headerCluster); a.Cluster != "" && claim != a.Cluster {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -58,10 +59,10 @@ func (d *targetDial) dial(ctx context.Context, _, address string) (net.Conn, err
 		return nil, err
 	}
 	relay.KeepAlive(c)
-	d.leave = d.session.targets.enter(&admission{
-		identity: Identity{Check: func() error { return allow(t) }},
-		log:      d.log.With("target", address),
-		end:      func() { _ = d.stream.ResetWith("the target is no longer allowed") },
+	d.leave = d.session.targets.Enter(&admit.Admission{
+		Check: func() error { return allow(t) },
+		Log:   d.log.With("target", address),
+		End:   func() { _ = d.stream.ResetWith("the target is no longer allowed") },
 	})
 	return c, nil
 }

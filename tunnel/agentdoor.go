@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/upgrade"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -21,33 +23,9 @@ const (
 	headerCluster = "Rhizome-Cluster" // the cluster that an agent thinks it is of
 )
 
-// checkUpgrade refuses a request that does not ask for a session of this
-// version.
-func checkUpgrade(r *connect.Request) error {
-	if path, _, _ := strings.Cut(r.Target, "?"); path != sessionPath {
-		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusNotFound,
-			Detail: "there is nothing here but " + sessionPath + " for agents; proxy clients use CONNECT or an absolute URL"}
-	}
-	if !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", upgradeToken) {
-		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusUpgradeRequired,
-			Detail: "this server speaks " + upgradeToken, Header: http.Header{"Upgrade": {upgradeToken}, "Connection": {"Upgrade"}}}
-	}
-	if r.Proto != "HTTP/1.1" {
-		return &connect.Error{Reason: connect.ErrRequest, Status: http.StatusHTTPVersionNotSupported, Detail: "an upgrade needs HTTP/1.1"}
-	}
-	return nil
-}
-
-// hasToken reports whether a comma-separated header field has a token.
-func hasToken(h http.Header, field, token string) bool {
-	for _, line := range h.Values(field) {
-		for part := range strings.SplitSeq(line, ",") {
-			if strings.EqualFold(strings.TrimSpace(part), token) {
-				return true
-			}
-		}
-	}
-	return false
+// sessionProtocol is what a connection is upgraded to.
+func sessionProtocol() upgrade.Protocol {
+	return upgrade.Protocol{Path: sessionPath, Token: upgradeToken, For: "agents; proxy clients use CONNECT or an absolute URL"}
 }
 
 // serveAgent upgrades an agent's connection to a session and serves it. The
@@ -63,7 +41,7 @@ func (d *door) serveAgent(ctx context.Context, c net.Conn, p *Peer, log *slog.Lo
 		return err
 	}
 	log = log.With("cluster", id.Cluster)
-	if err := checkUpgrade(p.Request); err != nil {
+	if err := sessionProtocol().Check(p.Request); err != nil {
 		return err
 	}
 	if claims := p.Request.Header.Values(headerCluster); len(claims) > 1 || len(claims) == 1 && claims[0] != id.Cluster {
@@ -73,7 +51,7 @@ func (d *door) serveAgent(ctx context.Context, c net.Conn, p *Peer, log *slog.Lo
 		return &connect.Error{Reason: connect.ErrUnavailable, RetryAfter: retryAfter, Err: errDraining}
 	}
 	_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	if err := switchProtocols(c); err != nil {
+	if err := sessionProtocol().Switch(c); err != nil {
 		return err
 	}
 	_ = c.SetWriteDeadline(time.Time{})
@@ -87,13 +65,6 @@ func withEarly(c net.Conn, early []byte) net.Conn {
 		return c
 	}
 	return relay.NewPrefixed(c, early)
-}
-
-// switchProtocols answers 101: the session follows.
-func switchProtocols(c net.Conn) error {
-	return (&connect.Response{Status: http.StatusSwitchingProtocols, Header: http.Header{
-		"Connection": {"Upgrade"}, "Upgrade": {upgradeToken},
-	}}).Write(c)
 }
 
 var errNoHello = errors.New("tunnel: no HELLO in time")
@@ -166,13 +137,13 @@ func (s *Server) serveSession(ctx context.Context, a *remoteAgent, log *slog.Log
 		s.endDrained(old)
 	}
 	known()
-	leave := s.admitted.enter(&admission{
-		identity: a.identity, log: log,
-		warn: func() {
+	leave := s.admitted.Enter(&admit.Admission{
+		Check: a.identity.Check, Log: log,
+		Warn: func() {
 			a.cluster.retire(a)
 			a.drain(drainCredential)
 		},
-		end: func() { a.bye(byeMessage{Code: byeDenied, Reason: "the credential no longer holds"}) },
+		End: func() { a.bye(byeMessage{Code: byeDenied, Reason: "the credential no longer holds"}) },
 	})
 	defer leave()
 	log.Info("agent connected", "name", a.identity.Name, "version", a.version, "software", a.remote.Software)

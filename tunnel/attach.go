@@ -11,6 +11,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/backoff"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -37,9 +38,9 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 	defer cancel(nil)
 	defer context.AfterFunc(serving, func() { cancel(ErrServerClosed) })()
 
-	backoff := s.Backoff.withDefaults()
+	policy := backoff.Policy(s.Backoff).WithDefaults()
 	log := s.logger().With("cluster", cluster, "direction", "outbound")
-	var down outage
+	var down backoff.Outage
 	last := ""
 	for {
 		start := time.Now()
@@ -50,12 +51,12 @@ func (s *Server) DialAgent(ctx context.Context, cluster string, dial func(ctx co
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		down.ended(backoff, time.Since(start))
+		down.Ended(policy, time.Since(start))
 		if text := err.Error(); text != last {
 			log.Warn("no session with the agent", "error", err)
 			last = text
 		}
-		wait := down.failed(backoff, time.Now())
+		wait := down.Failed(policy, time.Now())
 		if errors.Is(err, errReplaced) { // two servers with one id: do not fight
 			wait = replacedWait/2 + rand.N(replacedWait)
 		}

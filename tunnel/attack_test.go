@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -65,7 +66,7 @@ func TestDialledAgentExpires(t *testing.T) {
 		if w.agents(w.server, "a") != 1 {
 			t.Error("gone before its time")
 		}
-		time.Sleep(time.Minute + recheckEvery + recheckGrace + recheckEvery)
+		time.Sleep(time.Minute + admit.Every + admit.Grace + admit.Every)
 		if n := w.agents(w.server, "a"); n != 0 || !w.log.has("credential no longer holds") {
 			t.Errorf("%d agents after the certificate has expired\n%s", n, strings.Join(w.log.lines("credential"), ""))
 		}

@@ -1,9 +1,6 @@
 package tunnel
 
-import (
-	"math/rand/v2"
-	"time"
-)
+import "time"
 
 // Backoff is how long to wait between tries to connect: a random time between
 // zero and a bound, which grows with the outage from Min to Max. Zero fields
@@ -22,37 +19,4 @@ type Backoff struct {
 	// Reset is how long a session must have lasted to start again at Min, by
 	// default one minute. Negative means that each session does.
 	Reset time.Duration
-}
-
-func (b Backoff) withDefaults() Backoff {
-	b = Backoff{
-		Min:   orDefault(b.Min, 200*time.Millisecond),
-		Max:   orDefault(b.Max, 10*time.Second),
-		Reset: orDefault(b.Reset, time.Minute),
-	}
-	b.Min = max(b.Min, time.Millisecond)
-	b.Max = max(b.Max, b.Min)
-	return b
-}
-
-// outage is one address's sequence of failures.
-type outage struct {
-	since time.Time // of the first failure; zero: none
-}
-
-// failed returns how long to wait before the next try.
-func (o *outage) failed(b Backoff, now time.Time) time.Duration {
-	if o.since.IsZero() {
-		o.since = now
-	}
-	bound := min(max(b.Min, now.Sub(o.since)), b.Max)
-	return rand.N(bound) + 1
-}
-
-// ended is told that a session has ended after the given time: a short one
-// does not end the outage.
-func (o *outage) ended(b Backoff, lasted time.Duration) {
-	if lasted >= b.Reset {
-		o.since = time.Time{}
-	}
 }

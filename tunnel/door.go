@@ -8,12 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/upgrade"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
@@ -82,7 +83,7 @@ func (d *door) handle(ctx context.Context, c net.Conn, stranger *guard.Stranger)
 		d.refuse(c, err)
 		return
 	}
-	if isUpgrade(p.Request) {
+	if upgrade.Is(p.Request) {
 		err = d.serveAgent(ctx, c, p, log, admitted)
 	} else {
 		err = d.serveClient(ctx, c, p, log, admitted)
@@ -159,11 +160,6 @@ func statusOf(e *connect.Error) int {
 	return e.Reason.Status()
 }
 
-// isUpgrade reports whether a request asks for a session, in any version.
-func isUpgrade(r *connect.Request) bool {
-	return r.Method == http.MethodGet && strings.HasPrefix(r.Target, "/")
-}
-
 // serveClient serves a client's CONNECT or absolute-form requests. The error
 // is one that the client has not been told yet.
 func (d *door) serveClient(ctx context.Context, c net.Conn, p *Peer, log *slog.Logger, admitted func()) error {
@@ -196,7 +192,7 @@ func (d *door) admitClient(p *Peer, log *slog.Logger, end func()) (_ *connect.Ha
 		return nil, nil, &connect.Error{Reason: connect.ErrLimit, RetryAfter: retryAfter, Detail: "the cluster has as many client connections as it may"}
 	}
 	log = cl.clientLog.Logger(log.With("cluster", id.Cluster, "identity", id.Name))
-	out := s.admitted.enter(&admission{identity: id, log: log, end: end})
+	out := s.admitted.Enter(&admit.Admission{Check: id.Check, Log: log, End: end})
 	h := &connect.Handler{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			traceparent := ""

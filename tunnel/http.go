@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/upgrade"
 )
 
 // ServeHTTP serves both doors within an http.Server, for who has one already.
@@ -34,7 +35,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}}
 	p.LocalAddr, _ = r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	log := s.logger().With("remote", r.RemoteAddr)
-	if !isUpgrade(p.Request) {
+	if !upgrade.Is(p.Request) {
 		h, leave, err := d.admitClient(p, log, func() {})
 		if err != nil {
 			d.refused.Warn("request refused", "remote", r.RemoteAddr, "error", err)

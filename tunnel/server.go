@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 )
 
 // Server takes in the agents of many clusters and gives dial functions and an
@@ -62,7 +63,7 @@ type Server struct {
 	Logger *slog.Logger
 
 	registry registry
-	admitted admissions
+	admitted admit.Set
 
 	mu       sync.Mutex
 	nonce    string

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -327,7 +328,7 @@ func TestAllowIsAskedAgain(t *testing.T) {
 		ends, stays := dial("10.0.0.7:10250"), dial("10.0.0.8:80")
 		deny := func(addr string) { mu.Lock(); denied = addr; mu.Unlock() }
 		deny("10.0.0.7")
-		time.Sleep(recheckGrace - time.Second)
+		time.Sleep(admit.Grace - time.Second)
 		deny("") // it comes back in time
 		time.Sleep(time.Minute)
 		if _, err := ends.Write([]byte("x")); err != nil {
@@ -338,7 +339,7 @@ func TestAllowIsAskedAgain(t *testing.T) {
 		if _, err := io.ReadAll(ends); !errors.Is(err, ErrReset) || !strings.Contains(err.Error(), "no longer allowed") {
 			t.Errorf("read: %v", err)
 		}
-		if d := time.Since(start); d < recheckGrace || d > recheckGrace+2*recheckEvery {
+		if d := time.Since(start); d < admit.Grace || d > admit.Grace+2*admit.Every {
 			t.Errorf("reset after %v", d)
 		}
 		ends.Close()

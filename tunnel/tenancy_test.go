@@ -14,6 +14,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
@@ -359,7 +360,7 @@ func TestRevocation(t *testing.T) {
 		}
 		defer viaOld.Close()
 
-		time.Sleep(5*time.Minute + recheckEvery + time.Second)
+		time.Sleep(5*time.Minute + admit.Every + time.Second)
 		if !w.log.has("drains the session", drainCredential) {
 			t.Error("the agent was not told")
 		}
@@ -369,7 +370,7 @@ func TestRevocation(t *testing.T) {
 		if _, err := old.Write([]byte("x")); err != nil {
 			t.Errorf("within the grace: %v", err)
 		}
-		time.Sleep(recheckGrace + recheckEvery)
+		time.Sleep(admit.Grace + admit.Every)
 		for name, c := range map[string]net.Conn{"stream": old, "client": viaOld} {
 			_ = c.SetReadDeadline(time.Now().Add(time.Second))
 			if _, err := io.ReadAll(c); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
