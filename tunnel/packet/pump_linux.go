@@ -1,0 +1,5 @@
+package packet
+
+import "time"
+
+func (k *kernelDevice) setReadDeadline(t time.Time) error { return k.file.SetReadDeadline(t) }
