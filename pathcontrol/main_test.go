@@ -1,0 +1,9 @@
+package pathcontrol
+
+import (
+	"testing"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
+)
+
+func TestMain(m *testing.M) { tunneltest.VerifyNoLeaks(m) }
