@@ -150,6 +150,23 @@ func ExampleGenerate() {
 	//     proxyProtocol: Direct
 }
 
+// Without high availability kube-apiserver enters the packet tunnel by the HTTP
+// proxy beside vpn-server.
+func ExampleGenerate_vpnServer() {
+	config, err := egress.Generate(&egress.Options{
+		Mode:       egress.VPNServer,
+		CABundle:   "/srv/kubernetes/ca-vpn/ca.crt",
+		ClientCert: "/srv/kubernetes/vpn-client/tls.crt",
+		ClientKey:  "/srv/kubernetes/vpn-client/tls.key",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(config.EgressSelections[0].Connection.Transport.TCP.URL)
+	// Output:
+	// https://vpn-server:9443
+}
+
 // Below Kubernetes 1.36 there is no tlsServerName, and the error says what
 // else selects the cluster.
 func ExampleGenerate_version() {

@@ -15,6 +15,9 @@ const (
 	// ProxyServer is this project's proxy-server:
 	// https://proxy-server:9443 with a client certificate.
 	ProxyServer Mode = "ProxyServer"
+	// VPNServer is the HTTP proxy of this project's vpn-server, its
+	// --connect-listen: https://vpn-server:9443 with a client certificate.
+	VPNServer Mode = "VPNServer"
 	// Konnectivity is Gardener's deployment of konnectivity-server:
 	// https://konnectivity-server:9443.
 	Konnectivity Mode = "Konnectivity"
@@ -43,11 +46,12 @@ type Options struct {
 
 	// CABundle, ClientCert and ClientKey are the paths of PEM files as
 	// kube-apiserver sees them. Empty means the paths of Gardener's
-	// deployments for Konnectivity and ReversedVPN; ProxyServer has none, so
-	// that ClientCert and ClientKey are required there and an empty CABundle
-	// means the authorities of the host.
+	// deployments for Konnectivity and ReversedVPN; ProxyServer and VPNServer
+	// have none, so that ClientCert and ClientKey are required there and an
+	// empty CABundle means the authorities of the host.
 	CABundle, ClientCert, ClientKey string
-	// TLSServerName selects the cluster on a proxy-server of several. Only
+	// TLSServerName selects the cluster on a proxy-server of several (a
+	// vpn-server has one). Only
 	// from Kubernetes 1.36 on; older ones need a host name per cluster in URL,
 	// or a client certificate that names the cluster.
 	TLSServerName string
@@ -60,6 +64,7 @@ type Options struct {
 // defaults are what a Mode stands for.
 var defaults = map[Mode]Options{
 	ProxyServer: {URL: "https://proxy-server:9443"},
+	VPNServer:   {URL: "https://vpn-server:9443"},
 	Konnectivity: {
 		URL:        "https://konnectivity-server:9443",
 		CABundle:   "/srv/kubernetes/ca/ca.crt",
@@ -136,7 +141,7 @@ func (o *Options) fill() (Options, int, error) {
 	}
 	d, ok := defaults[f.Mode]
 	if !ok {
-		fail("Mode: unknown %q; use %s, %s or %s", f.Mode, ProxyServer, Konnectivity, ReversedVPN)
+		fail("Mode: unknown %q; use %s, %s, %s or %s", f.Mode, ProxyServer, VPNServer, Konnectivity, ReversedVPN)
 	}
 	switch f.APIVersion {
 	case "":

@@ -20,6 +20,8 @@ func TestGenerate(t *testing.T) {
 	}{
 		{"konnectivity", Options{Mode: Konnectivity, KubernetesVersion: "1.31", APIVersion: V1Alpha1},
 			[]string{"apiVersion: " + V1Alpha1, "url: https://konnectivity-server:9443", "caBundle: /srv/kubernetes/ca/ca.crt", "- name: controlplane", "!master", "!tlsServerName"}, ""},
+		{"vpn-server", Options{Mode: VPNServer, ClientCert: "/c", ClientKey: "/k", KubernetesVersion: "1.31"},
+			[]string{"url: https://vpn-server:9443", "clientCert: /c", "- name: controlplane", "!caBundle"}, ""},
 		{"konnectivity by socket", Options{Mode: Konnectivity, KubernetesVersion: "v1.19.16", UDSName: "/etc/srv/kubernetes/konnectivity-server/konnectivity-server.socket"},
 			[]string{"udsName: /etc/srv/kubernetes/konnectivity-server/konnectivity-server.socket", "- name: master", "!controlplane", "!tcp"}, ""},
 		{"reversed VPN", Options{Mode: ReversedVPN, KubernetesVersion: "1.20"},

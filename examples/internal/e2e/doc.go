@@ -1,6 +1,6 @@
 // Package e2e tests the example programs as processes: they are built, talk to
 // each other over loopback, directly or through the entrypoint, are killed, and
-// come back.
+// come back. Those of the packet tunnel do so in network namespaces, as root.
 //
 //	go test -v ./examples/internal/e2e        # logs how long recovery took
 //	RHIZOME_LONG=1 go test -v …               # with more lengths of an outage
@@ -8,5 +8,6 @@
 //
 // # What it does not do
 //
-// It has no code that a program needs, and no network but loopback.
+// It has no code that a program needs, and no network but loopback and the cables
+// between its namespaces.
 package e2e
