@@ -70,6 +70,13 @@ func contendersFor(o options, backend string, progress io.Writer) ([]*contender,
 // ours is what the others are compared with.
 const ours = "entrypoint"
 
+func names(contenders []*contender) (list []string) {
+	for _, c := range contenders {
+		list = append(list, c.name)
+	}
+	return list
+}
+
 // startRole starts this program in another role.
 func startRole(ctx context.Context, role string, env ...string) (*process, func(), error) {
 	self, err := os.Executable()

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/examples/compare/internal/results"
 )
 
 // amount is what was done in a time, and the processor time that the contender
@@ -90,7 +92,7 @@ func bulk(streams int) func(context.Context, *process, time.Duration) (amount, e
 }
 
 // measureIdle opens connections to a fresh process and lets them be.
-func measureIdle(ctx context.Context, o options, c *contender, r *results) error {
+func measureIdle(ctx context.Context, o options, c *contender, r *results.Results) error {
 	n := min(o.idle, (maxDescriptors()-100)/c.descriptors)
 	p, stop, err := c.start(ctx, "")
 	if err != nil {
@@ -123,11 +125,11 @@ func measureIdle(ctx context.Context, o options, c *contender, r *results) error
 		return err
 	}
 	const name = "idle"
-	r.add(name, "connections", c.name, float64(n))
-	r.add(name, "RSS KiB/connection", c.name, (after.rss-before.rss)/float64(n)/1024)
-	r.add(name, "PSS KiB/connection", c.name, (after.pss-before.pss)/float64(n)/1024)
-	r.add(name, "descriptors/connection", c.name, float64(after.descriptors-before.descriptors)/float64(n))
-	r.add(name, "RSS MiB in all", c.name, after.rss/(1<<20))
+	r.Add(name, "connections", c.name, float64(n))
+	r.Add(name, "RSS KiB/connection", c.name, (after.rss-before.rss)/float64(n)/1024)
+	r.Add(name, "PSS KiB/connection", c.name, (after.pss-before.pss)/float64(n)/1024)
+	r.Add(name, "descriptors/connection", c.name, float64(after.descriptors-before.descriptors)/float64(n))
+	r.Add(name, "RSS MiB in all", c.name, after.rss/(1<<20))
 	return nil
 }
 

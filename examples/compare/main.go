@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/examples/compare/internal/results"
 )
 
 func main() {
@@ -41,16 +44,17 @@ type options struct {
 
 // compare measures and prints the table to out, and what it is doing to progress.
 func compare(ctx context.Context, o options, out, progress io.Writer) error {
-	results, err := measure(ctx, o, progress)
+	r, err := measure(ctx, o, progress)
 	if err != nil {
 		return err
 	}
-	results.print(out)
+	fmt.Fprintf(out, "%s/%s, %d processors, %d descriptors\n\n", runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), maxDescriptors())
+	r.Print(out)
 	return nil
 }
 
 // measure runs all rounds.
-func measure(ctx context.Context, o options, progress io.Writer) (*results, error) {
+func measure(ctx context.Context, o options, progress io.Writer) (*results.Results, error) {
 	backend, stop, err := startRole(ctx, "backend")
 	if err != nil {
 		return nil, err
@@ -60,7 +64,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (*results, erro
 	if err != nil {
 		return nil, err
 	}
-	r := newResults(contenders)
+	r := results.New(ours, names(contenders)...)
 	if err := measureRates(ctx, o, contenders, r, progress); err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func measure(ctx context.Context, o options, progress io.Writer) (*results, erro
 }
 
 // measureRates measures connections and bulk, with all contenders up all the time.
-func measureRates(ctx context.Context, o options, contenders []*contender, r *results, progress io.Writer) error {
+func measureRates(ctx context.Context, o options, contenders []*contender, r *results.Results, progress io.Writer) error {
 	running := make([]*process, len(contenders))
 	for i, c := range contenders {
 		if c.start == nil {
@@ -112,9 +116,9 @@ func measureRates(ctx context.Context, o options, contenders []*contender, r *re
 				if err != nil {
 					return fmt.Errorf("%s: %s: %w", contenders[n].name, m.name, err)
 				}
-				r.add(m.name, m.unit, contenders[n].name, a.done/a.took.Seconds())
+				r.Add(m.name, m.unit, contenders[n].name, a.done/a.took.Seconds())
 				if running[n].pid != 0 {
-					r.add(m.name, m.cpu, contenders[n].name, float64(a.cpu.Microseconds())/a.done)
+					r.Add(m.name, m.cpu, contenders[n].name, float64(a.cpu.Microseconds())/a.done)
 				}
 			}
 		}

@@ -44,11 +44,3 @@ func TestCompare(t *testing.T) {
 		}
 	}
 }
-
-func TestMedian(t *testing.T) {
-	for want, v := range map[float64][]float64{1: {1}, 2: {3, 2, 1}, 2.5: {4, 1, 2, 3}} {
-		if got := median(v); got != want {
-			t.Errorf("median of %v is %v, want %v", v, got, want)
-		}
-	}
-}

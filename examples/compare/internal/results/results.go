@@ -1,15 +1,16 @@
-package main
+// Package results keeps the figures of a comparison and prints them as ratios.
+package results
 
 import (
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"text/tabwriter"
 )
 
-// results are figures by measurement, unit and contender.
-type results struct {
+// Results are figures by measurement, unit and contender. New makes them.
+type Results struct {
+	ours   string   // the contender that the others are compared with
 	names  []string // of contenders
 	rows   []row    // in the order of their first figure
 	values map[row]map[string][]float64
@@ -17,15 +18,14 @@ type results struct {
 
 type row struct{ measurement, unit string }
 
-func newResults(contenders []*contender) *results {
-	r := &results{values: make(map[row]map[string][]float64)}
-	for _, c := range contenders {
-		r.names = append(r.names, c.name)
-	}
-	return r
+// New returns results of the named contenders, of which ours is what the others are
+// compared with.
+func New(ours string, contenders ...string) *Results {
+	return &Results{ours: ours, names: contenders, values: make(map[row]map[string][]float64)}
 }
 
-func (r *results) add(measurement, unit, contender string, value float64) {
+// Add keeps a figure: one of a round.
+func (r *Results) Add(measurement, unit, contender string, value float64) {
 	k := row{measurement, unit}
 	if r.values[k] == nil {
 		r.values[k] = make(map[string][]float64)
@@ -34,13 +34,12 @@ func (r *results) add(measurement, unit, contender string, value float64) {
 	r.values[k][contender] = append(r.values[k][contender], value)
 }
 
-// print writes a table: median, spread, and the ratio of medians to ours.
-func (r *results) print(w io.Writer) {
-	fmt.Fprintf(w, "%s/%s, %d processors, %d descriptors\n\n", runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), maxDescriptors())
+// Print writes a table: median, spread, and the ratio of medians to ours.
+func (r *Results) Print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "measurement\tunit\tcontender\tmedian\tfrom\tto\tratio to ours\t")
 	for _, k := range r.rows {
-		base := r.values[k][ours]
+		base := r.values[k][r.ours]
 		for _, name := range r.names {
 			v := r.values[k][name]
 			if len(v) == 0 {
