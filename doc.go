@@ -13,6 +13,8 @@
 //	kubectl ───────── TLS, by server name ─────────────────────────────────────► entrypoint ──► the shoot's kube-apiserver
 //	pod ───────────── apiserver-proxy, PROXY v2 by address ────────────────────► entrypoint ──► the shoot's kube-apiserver
 //
+//	kube-apiserver ── route ── bond0 ══ vpn-servers ══ entrypoint ══ bond0 ── vpn-client ──► pods, nodes, services, by packets
+//
 // # Packages
 //
 //   - [github.com/rhizome-tunnel/rhizome/tunnel]: the reverse tunnel. Agents
@@ -24,6 +26,13 @@
 //   - [github.com/rhizome-tunnel/rhizome/tunnel/intercept]: the shoot's
 //     apiserver-proxy. It owns the API server's address on a node and
 //     forwards to the entrypoint.
+//   - [github.com/rhizome-tunnel/rhizome/tunnel/packet]: packets instead of
+//     streams. TAP and TUN devices, their frames over one connection, and the
+//     Switch of a VPN server.
+//   - [github.com/rhizome-tunnel/rhizome/bond]: several packet links used as one,
+//     in user space or by the kernel's bonding driver.
+//   - [github.com/rhizome-tunnel/rhizome/pathcontrol]: which path is used. A
+//     Controller probes, decides and gives reasons; NetlinkRouter moves routes.
 //   - [github.com/rhizome-tunnel/rhizome/proxyproto]: PROXY headers at both
 //     ends, stacked ones too, with trust decided by the peer's address.
 //   - [github.com/rhizome-tunnel/rhizome/tunnel/connect]: HTTP CONNECT, both
@@ -41,7 +50,8 @@
 //     EgressSelectorConfiguration: read, validated, generated and dialled.
 //
 // Imports only point down this list's layers: tunnel uses connect, certs and
-// relay; entrypoint and intercept use proxyproto, connect and relay; egress uses
+// relay; entrypoint and intercept use proxyproto, connect and relay; bond uses
+// packet, which uses connect, certs and relay; pathcontrol uses nothing of ours; egress uses
 // connect and certs; connect and proxyproto use relay; relay, certs and mode use
 // nothing of ours. A user of one primitive does not pay for the rest.
 //
@@ -72,5 +82,7 @@
 // which has the whole path in one process. In real clusters the seed runs
 // examples/seed/proxy-server, entrypoint and, beside what cannot speak mTLS to a
 // proxy, proxy-client; the shoot runs examples/shoot/proxy-agent and
-// apiserver-proxy.
+// apiserver-proxy. For packets the seed runs examples/seed/vpn-server and
+// path-controller, and both sides examples/shoot/vpn-client; examples/ha shows them
+// together, and what happens when each part dies.
 package rhizome

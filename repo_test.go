@@ -33,20 +33,29 @@ const module = "github.com/rhizome-tunnel/rhizome"
 // what makes a primitive cheap to use, so a new line here is a decision. A path
 // that ends in "..." stands for all packages below it.
 var imports = map[string][]string{
-	".":                       {},
-	"tunnel/relay":            {"golang.org/x/sys/unix"},
-	"tunnel/internal/guard":   {"tunnel/relay", "golang.org/x/sys/unix"},
-	"tunnel/connect":          {"tunnel/internal/guard", "tunnel/relay", "golang.org/x/net/proxy", "golang.org/x/net/http/httpproxy"},
-	"tunnel/internal/yamldoc": {},
-	"tunnel/certs":            {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
-	"tunnel/mode":             {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
-	"tunnel/tunneltest":       {"golang.org/x/net/nettest", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
-	"tunnel":                  {"tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/hashicorp/yamux"},
-	"tunnel/intercept":        {"tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
-	"tunnel/entrypoint":       {"tunnel/internal/yamldoc", "tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "sigs.k8s.io/yaml"},
-	"proxyproto":              {"tunnel/relay", "github.com/pires/go-proxyproto"},
-	"egress":                  {"tunnel/connect", "tunnel/certs", "sigs.k8s.io/yaml"},
-	"examples/...":            {"tunnel...", "egress", "proxyproto", "examples/internal...", "sigs.k8s.io/yaml", "golang.org/x/net", "golang.org/x/sys"},
+	".":                        {},
+	"tunnel/relay":             {"golang.org/x/sys/unix"},
+	"tunnel/internal/guard":    {"tunnel/relay", "golang.org/x/sys/unix"},
+	"tunnel/connect":           {"tunnel/internal/guard", "tunnel/relay", "golang.org/x/net/proxy", "golang.org/x/net/http/httpproxy"},
+	"tunnel/internal/yamldoc":  {},
+	"tunnel/internal/upgrade":  {"tunnel/connect"},
+	"tunnel/internal/backoff":  {},
+	"tunnel/certs":             {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
+	"tunnel/mode":              {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
+	"tunnel/tunneltest":        {"golang.org/x/net/nettest", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
+	"tunnel":                   {"tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/hashicorp/yamux"},
+	"tunnel/packet":            {"tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"tunnel/packet/packettest": {"tunnel/packet"},
+	"tunnel/intercept":         {"tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"tunnel/entrypoint":        {"tunnel/internal/yamldoc", "tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "sigs.k8s.io/yaml"},
+	"proxyproto":               {"tunnel/relay", "github.com/pires/go-proxyproto"},
+	"egress":                   {"tunnel/connect", "tunnel/certs", "sigs.k8s.io/yaml"},
+	"bond":                     {"tunnel/packet", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"pathcontrol":              {"github.com/vishvananda/netlink", "golang.org/x/net/icmp", "golang.org/x/net/ipv4", "golang.org/x/net/ipv6", "golang.org/x/sys/unix"},
+	// A namespace that programs run in, and rules of nftables: of the programs, never of the library.
+	"examples/internal/netlab":    {"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys/unix"},
+	"examples/internal/netfilter": {"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"examples/...":                {"tunnel...", "bond", "pathcontrol", "egress", "proxyproto", "examples/internal...", "sigs.k8s.io/yaml", "golang.org/x/net", "golang.org/x/sys"},
 }
 
 // platforms are where the import rule is looked at: what is imported differs.
