@@ -39,12 +39,13 @@ var imports = map[string][]string{
 	"tunnel/connect":           {"tunnel/internal/guard", "tunnel/relay", "golang.org/x/net/proxy", "golang.org/x/net/http/httpproxy"},
 	"tunnel/internal/yamldoc":  {},
 	"tunnel/internal/upgrade":  {"tunnel/connect"},
+	"tunnel/internal/admit":    {"tunnel/internal/guard", "tunnel/connect", "tunnel/certs"},
 	"tunnel/internal/backoff":  {},
 	"tunnel/certs":             {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
 	"tunnel/mode":              {"tunnel/internal/yamldoc", "sigs.k8s.io/yaml"},
 	"tunnel/tunneltest":        {"golang.org/x/net/nettest", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
-	"tunnel":                   {"tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/hashicorp/yamux"},
-	"tunnel/packet":            {"tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"tunnel":                   {"tunnel/internal/admit", "tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/hashicorp/yamux"},
+	"tunnel/packet":            {"tunnel/internal/admit", "tunnel/internal/guard", "tunnel/internal/upgrade", "tunnel/internal/backoff", "tunnel/connect", "tunnel/relay", "tunnel/certs", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
 	"tunnel/packet/packettest": {"tunnel/packet"},
 	"tunnel/intercept":         {"tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
 	"tunnel/entrypoint":        {"tunnel/internal/yamldoc", "tunnel/internal/guard", "tunnel/connect", "tunnel/relay", "proxyproto", "sigs.k8s.io/yaml"},
@@ -55,6 +56,7 @@ var imports = map[string][]string{
 	// A namespace that programs run in, and rules of nftables: of the programs, never of the library.
 	"examples/internal/netlab":    {"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys/unix"},
 	"examples/internal/netfilter": {"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"examples/shoot/vpn-client":   {"tunnel/packet", "tunnel/certs", "tunnel/connect", "bond", "pathcontrol", "examples/internal...", "github.com/vishvananda/netlink"},
 	"examples/...":                {"tunnel...", "bond", "pathcontrol", "egress", "proxyproto", "examples/internal...", "sigs.k8s.io/yaml", "golang.org/x/net", "golang.org/x/sys"},
 }
 

@@ -27,6 +27,7 @@ const (
 	Redundant
 )
 
+// String returns active-backup or redundant.
 func (p Policy) String() string {
 	switch p {
 	case ActiveBackup:
@@ -47,6 +48,7 @@ const (
 	ReselectFailure                 // when the link in use fails
 )
 
+// String returns always, better or failure, as the driver calls it.
 func (r Reselect) String() string {
 	switch r {
 	case ReselectAlways:
@@ -118,6 +120,7 @@ type Bond struct {
 	peers map[peerKey]*peer
 	met   uint64            // peers, ever
 	ends  map[string]string // why a link is not there
+	spare *lane             // for everybody, as long as nobody is known
 
 	order  sync.Mutex // held from the look at a number until the packet is written
 	filter filter

@@ -645,6 +645,7 @@ func TestOnEventMayDoAnything(t *testing.T) {
 // device is a Port with what a packet.Device has beyond it.
 type device struct {
 	*packettest.Port
+	mu     sync.Mutex
 	told   []string
 	refuse error
 }
@@ -656,10 +657,18 @@ func (d *device) SetOffload(take packet.Offload) error {
 }
 
 func (d *device) tell(format string, arg any) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.refuse == nil {
 		d.told = append(d.told, fmt.Sprintf(format, arg))
 	}
 	return d.refuse
+}
+
+func (d *device) setRefuse(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse = err
 }
 
 // TestDeviceFollows: the device has what all links have in common.
@@ -673,6 +682,8 @@ func TestDeviceFollows(t *testing.T) {
 		want := func(told ...string) {
 			t.Helper()
 			synctest.Wait()
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			if !slices.Equal(d.told, told) {
 				t.Errorf("told %q, want %q", d.told, told)
 			}
@@ -707,7 +718,7 @@ func TestDeviceFollows(t *testing.T) {
 		b.lose("tap0")
 		want("carrier false")
 
-		d.refuse = errors.New("no")
+		d.setRefuse(errors.New("no"))
 		b.link("tap0", 1, 2)
 		var reasons []string
 		for _, e := range b.events(Failed) {
@@ -716,7 +727,7 @@ func TestDeviceFollows(t *testing.T) {
 		if !slices.Equal(reasons, []string{"the device takes no carrier: no"}) {
 			t.Errorf("failures %q", reasons)
 		}
-		d.refuse = nil
+		d.setRefuse(nil)
 		time.Sleep(carrierRetry)
 		want("carrier true")
 	})

@@ -34,6 +34,9 @@ import (
 //   - Of several equals without the primary among them, the first in the order of
 //     the names alone has a carrier. If Primary is empty, all have.
 //
+// All members count, and none more than another: one that has a link to one server
+// only draws all others there.
+//
 // The zero value with SetCarrier works. The fields must not be changed after the
 // first use.
 type Election struct {
@@ -49,7 +52,8 @@ type Election struct {
 	// same at all members.
 	Settle time.Duration
 	// SetCarrier sets the carrier of the device that goes with a link. It is
-	// called by one goroutine at a time, and again after a second if it fails.
+	// called by one goroutine at a time, and again after a second if it fails. It
+	// must be set.
 	SetCarrier func(link string, up bool) error
 	// OnEvent is told what happens, one event at a time and without a lock held.
 	// It should return soon. Nil means that nobody is told.

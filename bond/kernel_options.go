@@ -30,6 +30,7 @@ var modeNumbers = []int{1, 0, 2, 3, 4, 5, 6}
 // modeNames are the driver's names, by its numbers.
 var modeNames = []string{"balance-rr", "active-backup", "balance-xor", "broadcast", "802.3ad", "balance-tlb", "balance-alb"}
 
+// String returns the driver's name for it, such as active-backup.
 func (m KernelMode) String() string {
 	if !m.known() {
 		return "unknown"
@@ -66,6 +67,7 @@ const (
 
 var failOverMACNames = []string{"active", "none", "follow"}
 
+// String returns the driver's name for it, such as active.
 func (f FailOverMAC) String() string { return nameOf(failOverMACNames, int(f)) }
 
 // nameOf is a name by its number.

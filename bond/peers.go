@@ -248,7 +248,8 @@ func shorter(x, y *lane) bool {
 
 // cover is the smallest set of links that was found to reach all peers, by taking the
 // one that adds most until nobody is left, of equals the one that is in use for
-// most. If nobody is reached it is the best link: a server may have more behind it than members.
+// most. If nobody is reached it is the best link, which stays: a server may have more
+// behind it than members.
 func (b *Bond) cover(lanes []*lane) (set []*lane) {
 	left := make(map[*peer]bool)
 	for _, p := range b.peers {
@@ -287,7 +288,11 @@ func (b *Bond) cover(lanes []*lane) (set []*lane) {
 		}
 	}
 	if len(set) == 0 && len(lanes) > 0 {
-		set = append(set, b.best(notDraining(lanes)))
+		open := notDraining(lanes)
+		if b.spare == nil || named(open, b.Primary) != nil || !slices.Contains(open, b.spare) {
+			b.spare = b.best(open)
+		}
+		set = append(set, b.spare)
 	}
 	return set
 }

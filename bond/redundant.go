@@ -178,7 +178,11 @@ func (t *table) source(p []byte) (s source, ok bool) {
 		if len(p) < etherLen {
 			return source{}, false
 		}
-		return source{lo: uint64(binary.BigEndian.Uint16(p[6:]))<<32 | uint64(binary.BigEndian.Uint32(p[8:]))}, true
+		first := uint64(binary.BigEndian.Uint16(p[6:]))
+		if first>>8 == macFirst {
+			first = macFirst << 8 // whatever the leg, it is one member
+		}
+		return source{lo: first<<32 | uint64(binary.BigEndian.Uint32(p[8:]))}, true
 	}
 	from, _, ok := addresses(p)
 	if !ok {

@@ -89,9 +89,16 @@ func TestFilterHostile(t *testing.T) {
 		d.accept(tab, numbered(bad, rand.Uint64(), 1))   // a new one each time
 		strange := net.HardwareAddr{2, 7, byte(seq >> 24), byte(seq >> 16), byte(seq >> 8), byte(seq)}
 		d.accept(tab, numbered(strange, 1, seq+5000)) // a new source each time
+		d.accept(tab, numbered(packet.MAC(netip.MustParseAddr("10.0.0.2"), int(seq)), 1, seq))
 	}
-	if len(d.sources) > maxSources {
-		t.Errorf("%d sources are kept, the bound is %d", len(d.sources), maxSources)
+	members := 0
+	for s := range d.sources {
+		if tab.knows(s) {
+			members++
+		}
+	}
+	if len(d.sources) > maxSources || members != 2 {
+		t.Errorf("%d sources are kept, %d of them of members; the bound is %d", len(d.sources), members, maxSources)
 	}
 	if h := d.sources[source{lo: 0x02_00_0a_00_00_01}]; h == nil {
 		t.Error("a member's history is given up for strangers")

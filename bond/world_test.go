@@ -392,3 +392,69 @@ func TestOutages(t *testing.T) {
 		}
 	}
 }
+
+// TestRedundantStream sends packets as fast as they go, and cuts one link after the
+// other in mid-stream: not one is lost or doubled, and all are in order.
+func TestRedundantStream(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.end()
+		w.addBond(&Bond{Policy: Redundant})
+		w.addBond(&Bond{Policy: Redundant})
+		time.Sleep(3 * time.Second)
+		const packets = 30_000
+		from, to := w.members[0], w.members[1]
+		next := uint32(0)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for next < packets {
+				f, err := to.next(w.ctx)
+				if err != nil {
+					t.Errorf("%d of %d packets have come: %v", next, packets, err)
+					return
+				}
+				n, ok := to.mine(f)
+				if !ok {
+					continue
+				}
+				if n != next {
+					t.Errorf("packet %d where %d should be", n, next)
+					return
+				}
+				next++
+			}
+		}()
+		cut := func(leg [2]int) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.legs[leg].Cut()
+		}
+		for n := range uint32(packets) {
+			from.send(1, func(net.HardwareAddr) packet.Frame { return echoFrame(0, 1, n, nil) })
+			if n%100 == 99 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			switch n { // not at the end of a burst
+			case 5_033:
+				cut([2]int{0, 0})
+			case 10_033:
+				cut([2]int{0, 1})
+			case 15_033:
+				cut([2]int{1, 0})
+			case 20_033:
+				w.servers[1].kill()
+				w.servers[1].start()
+			case 25_033:
+				w.freeze(1, 0)
+			}
+		}
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			t.Error("not all packets have come")
+			w.stop()
+			<-done
+		}
+	})
+}

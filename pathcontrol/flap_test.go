@@ -26,7 +26,7 @@ func TestFlappingPathDoesNotFlap(t *testing.T) {
 			period time.Duration
 		}
 		var all []one
-		const flaps = 10 * time.Minute
+		const flaps = 5 * time.Minute
 		for period := 200 * time.Millisecond; period <= 10*time.Second; period += 200 * time.Millisecond {
 			a, b := &fakePath{name: "a"}, &fakePath{name: "b"}
 			r := newRig(t, a, b)

@@ -72,7 +72,7 @@ type NextHop struct {
 // The kernel replaces each route atomically: at no moment is a network without
 // one. It has no request that replaces several, so all of them are in one message,
 // which the kernel works through without the process being asked again: 1,000
-// networks, half of them IPv6, take about 5 ms, in which some go the new way
+// networks, half of them IPv6, take about 5 ms of a CPU, in which some go the new way
 // already and others still the old. When the kernel refuses one, those that have
 // been moved are moved back, and Use says so.
 //

@@ -93,7 +93,7 @@ func TestRouterLostNewsMatter(t *testing.T) {
 			defer close(ended)
 			r.watch(k, news)
 		}()
-		<-news
+		until(t, "there is news", func() bool { return len(news) == 1 })
 		if s := r.Status(); s.Lost == 0 {
 			t.Errorf("status %+v", s)
 		}

@@ -31,6 +31,13 @@ func TestRouteMessages(t *testing.T) {
 			t.Errorf("%v, want %v", got, e)
 		}
 	}
+	for i, what := range map[int]string{2: "a source", 3: "a type of service", 0: "another family"} {
+		m := routeMessage(routeChange{verbAdd, place(false, 215, 50, "10.0.0.1", "")})[sizeofNlmsg:]
+		m[i] = 8
+		if e, ok := parseRoute(m); ok {
+			t.Errorf("a route for %s: %v", what, e)
+		}
+	}
 	rule := ruleEntry{v6: true, priority: 4, mark: 5, mask: 6, table: 70000, protocol: 8}
 	if got, ok := parseRule(ruleMessage(rule, true)[sizeofNlmsg:]); !ok || got != rule {
 		t.Errorf("%+v, want %+v", got, rule)

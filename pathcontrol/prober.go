@@ -16,9 +16,9 @@ import (
 //
 // A Controller calls Probe in goroutines of its own, several at a time while
 // answers are missing. Probe is to return when its context ends, which is
-// [Hysteresis].Timeout after its call; one that does not is a miss all the
-// same, and a few calls later is not asked any more until some have returned.
-// One that panics is a miss too.
+// Timeout of [Hysteresis] after its call; one that does not is a miss all the
+// same, and with ten such calls, by default, it is not asked any more until some
+// have returned. One that panics is a miss too.
 //
 // Where a Prober has a method String, that is what errors and [Status] call it.
 // Where it has a method Validate() error, Run asks that first and returns the

@@ -22,7 +22,8 @@ import (
 // The body belongs to the answer: one that is cut short, or that does not
 // arrive in time, is a miss, as where only small packets get through.
 type HTTP struct {
-	// URL is what is asked for, http://… or https://….
+	// URL is what is asked for, http://… or https://…. A name in it is looked
+	// up for each probe, and not Through but as the routes say.
 	URL string
 	// Header is sent along, a Host in it instead of that of the URL.
 	Header http.Header

@@ -14,8 +14,8 @@ import (
 // be set. It may be used by several goroutines at a time, and keeps nothing from
 // one probe to the next.
 type TCP struct {
-	// Addr is the host:port to dial. A name is looked up for each probe, so
-	// that the path then is one to the name server as well.
+	// Addr is the host:port to dial. A name is looked up for each probe, and
+	// not Through but as the routes say: an address is better.
 	Addr string
 	// Through says how packets leave this host. It is not used with Dial.
 	Through Through

@@ -299,3 +299,21 @@ func TestProberName(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What says that the time is over is a timeout for package net, too.
+func TestErrors(t *testing.T) {
+	for _, err := range []error{errNoAnswer{time.Second}, silentError{}} {
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() || !timeout.Temporary() || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v is no timeout", err)
+		}
+	}
+	if !errors.Is(ErrICMPClosed, net.ErrClosed) || ErrICMPClosed.Error() != "pathcontrol: ICMP prober closed" {
+		t.Error(ErrICMPClosed)
+	}
+	here := &UnreachableError{Err: syscall.EHOSTUNREACH}
+	there := &UnreachableError{From: netip.MustParseAddr("10.0.0.1"), Err: syscall.EHOSTUNREACH}
+	if got, want := there.Error(), here.Error()+", says 10.0.0.1"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

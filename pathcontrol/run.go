@@ -73,22 +73,28 @@ func (r *run) loop() {
 	}
 }
 
-// take records a result, and those that wait behind it: answers that are here
-// must be seen before their time is found to be over, which matters when the
-// process was held up.
-func (r *run) take(first result) {
+// take records a result.
+func (r *run) take(next result) {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	now := time.Now()
-	for next := first; ; {
-		r.panicked(next, now)
-		next.tracker.take(next, &r.h, now)
+	r.record(next, time.Now())
+}
+
+func (r *run) record(next result, now time.Time) {
+	r.panicked(next, now)
+	next.tracker.take(next, &r.h, now)
+}
+
+// takeWaiting records the results that are there. Answers must be seen before
+// their time is found to be over, which matters when the process was held up.
+func (r *run) takeWaiting(now time.Time) {
+	for {
 		select {
-		case next = <-r.results:
-			continue
+		case next := <-r.results:
+			r.record(next, now)
 		default:
+			return
 		}
-		return
 	}
 }
 
@@ -115,6 +121,7 @@ func (r *run) step() (next time.Time) {
 			next = t
 		}
 	}
+	r.takeWaiting(now)
 	// Where no path is up, decide sees to those that answer.
 	rise := r.anyUp()
 	fresh := now.Before(r.settled)

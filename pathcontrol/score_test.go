@@ -112,7 +112,7 @@ func TestNoiseIsNotBetter(t *testing.T) {
 		},
 	} {
 		random := rand.New(rand.NewPCG(seed, 1))
-		for range 5 {
+		for range 2 {
 			if n := play(random, func(int) (time.Duration, bool) { return sample(random) }); n != 0 {
 				t.Errorf("%s: %d switches in a day (seed %d)", name, n, seed)
 			}

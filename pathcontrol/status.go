@@ -5,73 +5,14 @@ import "time"
 // State is what is known of a path.
 type State int
 
-// The states of a path.
 const (
-	Unknown State = iota // Neither an answer nor enough misses so far.
-	Up                   // It can be used.
-	Down                 // It cannot, or was not clean for long enough since.
+	// Unknown: there were neither an answer nor enough misses so far.
+	Unknown State = iota
+	// Up: it can be used.
+	Up
+	// Down: it cannot, or has not been clean for long enough since.
+	Down
 )
-
-// Status is what an operator may want to know of a Controller.
-type Status struct {
-	// Path is the path that was chosen, empty before the first choice, Since
-	// when, and Reason why.
-	Path   string
-	Since  time.Time
-	Reason string
-	// Applied tells whether Use has succeeded for it. UseError is why it has not, and
-	// UseFailures how often it failed since the choice.
-	Applied     bool
-	UseError    string
-	UseFailures int
-	// Switches is how often another path was chosen, the first choice not
-	// counted.
-	Switches uint64
-	// EventsLost counts the events that OnEvent was too slow for.
-	EventsLost uint64
-	// Paths are in the order of Controller.Paths.
-	Paths []PathStatus
-}
-
-// PathStatus is what is known of one path.
-type PathStatus struct {
-	Name       string
-	Preference int
-	State      State
-	Since      time.Time // of State
-	// RTT is the smoothed time that answers take and Variation how much they
-	// differ from it on average; Loss is the smoothed share of probes that were missed, 0 to 1. Of several
-	// probers the worst counts.
-	RTT, Variation time.Duration
-	Loss           float64
-	// Score tells how good the path is: the lower the better, zero before the first answer.
-	Score time.Duration
-	// Misses is how many probes in a row were missed.
-	Misses int
-	// LastError is why the last miss was one, LastMiss when; LastAnswer is when the
-	// last answer came.
-	LastError            string
-	LastMiss, LastAnswer time.Time
-	// Hold is how long it must answer every probe to come up again, and Clean
-	// how long it has done so.
-	Hold, Clean time.Duration
-	// Falls counts how often it went down.
-	Falls   uint64
-	Probers []ProberStatus
-}
-
-// ProberStatus is what is known of one prober of a path.
-type ProberStatus struct {
-	Name       string
-	RTT        time.Duration
-	Loss       float64
-	Misses     int
-	LastError  string
-	Sent, Lost uint64
-	// Hung is how many calls of Probe have not returned although their time
-	// is over.
-	Hung int
-}
 
 // String returns unknown, up or down.
 func (s State) String() string {
@@ -84,5 +25,68 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// MarshalText is String, for JSON.
+// MarshalText returns what String does, for JSON.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Status is what an operator may want to know of a Controller. It is a copy.
+type Status struct {
+	// Path is the name of the path that was chosen, empty before the first
+	// choice, with the time and the reason.
+	Path   string
+	Since  time.Time
+	Reason string
+	// Applied tells whether Use has succeeded for it; UseError is why not, and
+	// UseFailures how often it has failed since the choice.
+	Applied     bool
+	UseError    string
+	UseFailures int
+	// Switches counts the choices of another path than before; the first is
+	// none.
+	Switches uint64
+	// EventsLost counts the events that OnEvent and the log were too slow for.
+	EventsLost uint64
+	// Paths are in the order of Controller.Paths.
+	Paths []PathStatus
+}
+
+// PathStatus is what is known of one path.
+type PathStatus struct {
+	Name       string
+	Preference int
+	// State is since when what.
+	State State
+	Since time.Time
+	// RTT is how long answers take, Variation how far they are from that, and
+	// Loss the share of probes that were missed, 0 to 1: averages of half a
+	// minute, of the worst prober. Score is what they make together, the lower
+	// the better; zero before the first answer.
+	RTT, Variation time.Duration
+	Loss           float64
+	Score          time.Duration
+	// Misses is how many probes in a row were missed, of the worst prober.
+	Misses int
+	// LastError says which prober missed an answer last, and why; LastMiss and
+	// LastAnswer are when there was a miss and an answer.
+	LastError            string
+	LastMiss, LastAnswer time.Time
+	// Hold is for how long it has to answer every probe to come up the next
+	// time, Clean for how long it has done so now.
+	Hold, Clean time.Duration
+	// Falls counts how often it went down.
+	Falls uint64
+	// Probers are in the order of Path.Probers.
+	Probers []ProberStatus
+}
+
+// ProberStatus is what is known of one prober of a path.
+type ProberStatus struct {
+	Name       string
+	RTT        time.Duration
+	Loss       float64
+	Misses     int
+	LastError  string
+	Sent, Lost uint64 // probes
+	// Hung is how many calls of Probe have not returned although their time
+	// is over.
+	Hung int
+}

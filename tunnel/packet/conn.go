@@ -24,8 +24,8 @@ type ConnOptions struct {
 	// Dead is the silence after which the link is ended, by default 2.5 s.
 	// Negative means never.
 	Dead time.Duration
-	// WriteTimeout ends the link when a write makes no progress for so long, by
-	// default 10 s. Negative means never.
+	// WriteTimeout ends the link when a write makes no progress for so long, or up
+	// to a fifth longer, by default 10 s. Negative means never.
 	WriteTimeout time.Duration
 	// HelloTimeout bounds Handshake, by default 10 s. Negative leaves it to its
 	// context.

@@ -102,8 +102,8 @@ func (c *Conn) nudge() {
 	}
 }
 
-// WriteBatch sends the packets of b in one write, together with what there is to
-// say of the link itself. What the peer does not take unfinished is finished
+// WriteBatch sends the packets of b in one write (over TLS in pieces of 128 KiB),
+// together with what there is to say of the link itself. What the peer does not take unfinished is finished
 // here, see [Segment]; a packet that cannot be, or that is numbered and would become several,
 // is dropped and counted: whoever numbers packets segments them before. It
 // waits while the peer does not read, up to ConnOptions.WriteTimeout without
@@ -118,8 +118,8 @@ func (c *Conn) WriteBatch(b *Batch) error {
 	return err
 }
 
-// flush writes what is in the outbox, unless somebody writes just now, who then
-// calls for it.
+// flush writes what is in the outbox, unless somebody is writing, who then calls
+// for it.
 func (c *Conn) flush() {
 	if c.out.empty() || !c.writing.tryLock() {
 		return

@@ -54,9 +54,9 @@ func newLinkWorld(t *testing.T, change func(*Server)) *linkWorld {
 		TLS: &tls.Config{
 			Certificates: []tls.Certificate{cert.TLS}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: w.ca.Pool(),
 		},
-		Auth:  Auth("a", nil, nil),
-		Hello: tunHello(),
-		Admit: func(context.Context, Identity, Hello) (ServeFunc, error) { return w.sendBack, nil },
+		Auth:   Auth("a", nil, nil),
+		Hello:  tunHello(),
+		Admit:  func(context.Context, Identity, Hello) (ServeFunc, error) { return w.sendBack, nil },
 		Logger: slog.New(slog.NewTextHandler(w, nil)),
 	}
 	if change != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -142,13 +143,14 @@ func TestDead(t *testing.T) {
 				a, b := linkOnNetwork(t, n, nil, nil)
 				ran := linkRun(t, a, b)
 				ends := []chan error{linkDrain(a, nil), linkDrain(b, nil), ran[0], ran[1]}
+				var work sync.WaitGroup
 				if busy {
 					for _, l := range []*Conn{a, b} {
-						go func() {
+						work.Go(func() {
 							for l.WriteBatch(linkBatch(10, 1000, 0)) == nil {
 								time.Sleep(7 * time.Millisecond)
 							}
-						}()
+						})
 					}
 				}
 				time.Sleep(10*time.Second + 100*time.Millisecond)
@@ -180,6 +182,7 @@ func TestDead(t *testing.T) {
 				}
 				a.Close()
 				b.Close()
+				work.Wait()
 			})
 		})
 	}

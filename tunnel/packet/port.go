@@ -29,6 +29,7 @@ const (
 	TAP             // an Ethernet frame without its check sequence
 )
 
+// String returns tun or tap.
 func (m Mode) String() string {
 	switch m {
 	case TUN:

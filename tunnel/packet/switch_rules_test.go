@@ -146,7 +146,8 @@ func TestSwitchChecks(t *testing.T) {
 		{"from the other, IPv4, in a network behind", ether(bMAC, aMAC, udp(bAddr4, bAddr4)), packet.DropSource},
 		{"from the other's link-local address", ether(bMAC, aMAC, udp(bLocal, bLocal)), packet.DropSource},
 		{"from a link-local address of choice", ether(bMAC, aMAC, udp(netip.MustParseAddr("fe80::1"), bLocal)), packet.DropSource},
-		{"from a link-local address in no subnet", ether(bMAC, aMAC, udp(netip.MustParseAddr("fe80:0:0:1:0:fe:fe00:1"), bLocal)), packet.DropSource},
+		{"from a link-local address in a subnet", ether(bMAC, aMAC, changed(udp(aLocal, bLocal), 14+1, 1)), packet.DropSource},
+		{"from a link-local address of 64 bits", ether(bMAC, aMAC, changed(udp(aLocal, bLocal), 8+11, 0xfe)), packet.DropSource},
 		{"from nobody, IPv6", ether(bMAC, aMAC, udp(noAddr, bAddr6)), packet.DropSource},
 		{"from nobody, looking like a report", ether(bMAC, aMAC, packettest.UDP(port(noAddr, 143<<8), port(bAddr6, 1), nil)), packet.DropSource},
 		{"from nobody, IPv4", ether(bMAC, aMAC, udp(netip.IPv4Unspecified(), bAddr4)), packet.DropSource},
@@ -236,6 +237,7 @@ func TestSwitchChecks(t *testing.T) {
 		{"padding", ether(bMAC, aMAC, extended(dns6, 60, padding)), pass},
 		{"padding of single bytes", ether(bMAC, aMAC, extended(dns6, 60, []byte{17, 0, 0, 0, 0, 0, 0, 0})), pass},
 		{"authentication", ether(bMAC, aMAC, extended(dns6, 51, []byte{17, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1})), pass},
+		{"DHCPv6 answer behind authentication", ether(bMAC, aMAC, extended(packettest.UDP(port(aLocal, 547), port(bLocal, 546), make([]byte, 40)), 51, []byte{17, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1})), packet.DropDHCP},
 		{"authentication cut short", ether(bMAC, aMAC, packettest.IPv6(aAddr6, bAddr6, 51, []byte{17, 9, 0, 0})), packet.DropHeaders},
 		{"encrypted", ether(bMAC, aMAC, packettest.IPv6(aAddr6, bAddr6, 50, make([]byte, 40))), pass},
 		{"nothing", ether(bMAC, aMAC, packettest.IPv6(aAddr6, bAddr6, 59, nil)), pass},
@@ -253,6 +255,8 @@ func TestSwitchChecks(t *testing.T) {
 		{"a strict one behind others", ether(bMAC, aMAC, options4(dns4, 1, 137, 7, 4, 10, 0, 0, 1)), packet.DropHeaders},
 		{"a record of the route", ether(bMAC, aMAC, options4(dns4, 7, 7, 4, 0, 0, 0, 0, 0)), pass},
 		{"an IPv4 option beyond the header", ether(bMAC, aMAC, options4(dns4, 7, 9, 4, 0, 0, 0, 0, 0)), packet.DropHeaders},
+		{"an IPv4 option of length 0", ether(bMAC, aMAC, options4(dns4, 7, 0, 0, 0)), packet.DropHeaders},
+		{"an IPv4 option of length 1", ether(bMAC, aMAC, options4(dns4, 7, 1, 0, 0)), packet.DropHeaders},
 		{"an IPv4 option without a length", ether(bMAC, aMAC, options4(dns4, 1, 1, 1, 7)), packet.DropHeaders},
 
 		// Fragments.

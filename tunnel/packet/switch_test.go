@@ -200,7 +200,27 @@ func TestSwitchRefuses(t *testing.T) {
 		if st := w.Stats(); len(st.Ports) != 3 || !st.Ports[0].Trusted {
 			t.Errorf("stats: %+v", st)
 		}
-		_ = device
+		if err := device.end(); err != context.Canceled {
+			t.Errorf("the device: %v", err)
+		}
+	})
+}
+
+// Nobody takes the place of the server's own device.
+func TestSwitchKeepsDevice(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newSwitchWorld(t, &packet.Switch{Mode: packet.TAP})
+		device := w.add(packet.PortOptions{Trusted: true, Member: packet.Member{ID: 50, Name: "x"}})
+		p := w.join("x", 50, []string{"fd00::a:1"})
+		if err := p.ended(); !errors.Is(err, packet.ErrNotAllowed) {
+			t.Errorf("a member with its ID: %v", err)
+		}
+		if m := w.Members(); len(m) != 1 || m[0].ID != 50 {
+			t.Errorf("members: %v", m)
+		}
+		if err := device.end(); err != context.Canceled {
+			t.Errorf("the device: %v", err)
+		}
 	})
 }
 
@@ -433,7 +453,16 @@ func TestSwitchPushesBack(t *testing.T) {
 		if n := w.dropped(packet.DropQueue); n < 700 {
 			t.Errorf("%d of 1000 were dropped when it counts as stalled", n)
 		}
+
+		// With others to send to, it waits for nobody.
+		a.Resume()
+		synctest.Wait()
+		a.Written()
+		a.Stall()
 		b := w.join("b", 2, []string{"192.0.2.2"})
+		for range 1000 {
+			device.Give(packettest.Frame(packet1))
+		}
 		packet2 := udp(netip.MustParseAddr("203.0.113.1"), b.addr)
 		device.say(packet1, packet2, packet1, packet2)
 		b.hears(packet2, packet2)
