@@ -80,7 +80,8 @@ type Bond struct {
 	// Device is the kernel's side, a [packet.Device] as a rule. Run owns it. In
 	// mode TAP it has the MAC that goes with the first address of our
 	// [packet.Hello]. While there are links it has a carrier, the lowest MTU of
-	// them, and hands over unfinished what all of them take.
+	// them (1280 at least if we have an IPv6 address), and hands over unfinished what
+	// all of them take.
 	Device packet.Port
 	// Mode is what the packets are, TUN or TAP.
 	Mode packet.Mode

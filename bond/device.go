@@ -3,6 +3,8 @@ package bond
 import (
 	"errors"
 	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/packet"
@@ -35,8 +37,14 @@ func (b *Bond) wanted() deviceState {
 			want.offload = 0
 		}
 	}
+	// With less the kernel takes IPv6 away from an interface (RFC 8200, §5).
+	if want.mtu != 0 && slices.ContainsFunc(b.hello.Addresses, netip.Addr.Is6) {
+		want.mtu = max(want.mtu, leastMTU6)
+	}
 	return want
 }
+
+const leastMTU6 = 1280
 
 // mtu is that of the link, 0 if it does not tell.
 func (l *lane) mtu() int {

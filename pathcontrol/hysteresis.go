@@ -70,11 +70,12 @@ func (h Hysteresis) withDefaults() Hysteresis {
 
 // check refuses what cannot be meant; h has its defaults.
 func (h Hysteresis) check() error {
-	for name, d := range map[string]time.Duration{
-		"Interval": h.Interval, "Timeout": h.Timeout, "AfterMiss": h.AfterMiss, "Stable": h.Stable,
-	} {
-		if d < 0 {
-			return fmt.Errorf("pathcontrol: Hysteresis.%s is %v, which is negative; zero means the default", name, d)
+	for _, f := range []struct {
+		name string
+		d    time.Duration
+	}{{"Interval", h.Interval}, {"Timeout", h.Timeout}, {"AfterMiss", h.AfterMiss}, {"Stable", h.Stable}} {
+		if f.d < 0 {
+			return fmt.Errorf("pathcontrol: Hysteresis.%s is %v, which is negative; zero means the default", f.name, f.d)
 		}
 	}
 	switch {

@@ -56,7 +56,7 @@ func TestFallWithin(t *testing.T) {
 	if got := h.FallWithin(); got != 2500*time.Millisecond {
 		t.Fatalf("FallWithin is %v, want 2.5s", got)
 	}
-	for _, rtt := range []time.Duration{1, 100 * time.Millisecond, 250 * time.Millisecond, 499 * time.Millisecond} {
+	for _, rtt := range []time.Duration{1, 99 * time.Millisecond, 249 * time.Millisecond, 499 * time.Millisecond} {
 		tunneltest.Bubble(t, func(t *testing.T) {
 			worst := time.Duration(0)
 			for i, took := range fallTimes(t, h, rtt, phases(500*time.Millisecond, 100)) {
