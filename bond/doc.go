@@ -45,7 +45,7 @@
 // # Outages
 //
 // A link that ends with an error moves its traffic at once. A link that falls silent
-// is given up by package packet after 2.5 s, and an Election adds 0.2 s to settle and up
+// is given up by package packet after 2.5 s, and an Election adds 0.1 s to settle and up
 // to 0.1 s until the driver looks at the carriers. In mode [Redundant] nothing is lost
 // unless the last link is. Packets that wait for a link that is lost are lost
 // with it.

@@ -48,7 +48,7 @@ type Election struct {
 	// It has to be the same at all members.
 	Hold time.Duration
 	// Settle is how long a link must have reached fewer before it loses its
-	// carrier, by default 0.2 s. Negative means at once. It has to be the
+	// carrier, by default 0.1 s. Negative means at once. It has to be the
 	// same at all members.
 	Settle time.Duration
 	// SetCarrier sets the carrier of the device that goes with a link. It is
@@ -85,7 +85,7 @@ type candidate struct {
 // defaults of Election and Bond.
 const (
 	defaultHold   = time.Second
-	defaultSettle = 200 * time.Millisecond
+	defaultSettle = 100 * time.Millisecond
 	carrierRetry  = time.Second
 )
 

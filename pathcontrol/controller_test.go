@@ -3,7 +3,10 @@ package pathcontrol
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -281,6 +284,47 @@ func TestSeveralProbers(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// Who knows that nobody is there takes the path down with one word, and it comes
+// up again by answers as ever.
+func TestGone(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		var gone atomic.Bool
+		knows := ProberFunc(func(context.Context) (time.Duration, error) {
+			if gone.Load() {
+				return 0, &StatusError{http.StatusGone}
+			}
+			return time.Millisecond, nil
+		})
+		a, b := &fakePath{name: "a"}, &fakePath{name: "b"}
+		r := newRig(t, a, b)
+		r.Paths[0].Probers = append(r.Paths[0].Probers, Named{"who knows", knows})
+		r.run()
+		defer r.end()
+		time.Sleep(5200 * time.Millisecond)
+		r.expect("a 10ms")
+		gone.Store(true)
+		time.Sleep(5 * time.Second)
+		r.expect("b 5.5s")
+		if p := r.Status().Paths[0]; p.State != Down || p.LastError != "who knows: status 410 Gone" {
+			t.Errorf("%+v", p)
+		}
+		gone.Store(false)
+		time.Sleep(10 * time.Second)
+		if s := r.Status(); s.Path != "a" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Any other status is a miss like all others.
+func TestStatusGone(t *testing.T) {
+	for status, want := range map[int]bool{410: true, 404: false, 503: false} {
+		if got := errors.Is(&StatusError{status}, ErrGone); got != want {
+			t.Errorf("status %d: gone %v", status, got)
+		}
+	}
 }
 
 func TestMisconfigured(t *testing.T) {

@@ -17,6 +17,9 @@ type event struct {
 	limit time.Duration
 	// mayLose is whether open connections may end.
 	mayLose bool
+	// rolled is whether the programs find together before it is taken back, as
+	// whoever restarts one after the other waits for.
+	rolled bool
 	// firstSYN is whether a dial that begins 3 s later succeeds at once.
 	firstSYN bool
 }
@@ -57,7 +60,7 @@ func events() []event {
 			mend: func(w *world) error { return w.startShoot(0) },
 		},
 		event{
-			name: "servers-rolled",
+			name: "servers-rolled", rolled: true,
 			do:   func(w *world) error { return w.roll(0) },
 			mend: func(w *world) error { return w.roll(1) },
 		},
@@ -122,6 +125,11 @@ func (w *world) happen(ctx context.Context, b *beat, e event) (row, error) {
 	}
 	pause(ctx, time.Until(start.Add(watched)))
 	silent := s.alive(answered)
+	if e.rolled {
+		if err := w.settled(ctx); err != nil {
+			return r, err
+		}
+	}
 	if err := e.mend(w); err != nil {
 		return r, err
 	}

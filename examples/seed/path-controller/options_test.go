@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -47,7 +48,8 @@ func TestBadFlags(t *testing.T) {
 		good + "--probe-behind icmp://10.97.0.1":                `10.97.0.1 is in no --network, so that no path leads there`,
 		good + "--probe-interval 0":                             "--probe-interval 0s: want more than 0",
 		good + "--probe-timeout -1s":                            "--probe-timeout -1s: want more than 0",
-		good + "--fall 0":                                       "--fall 0: want 1 at least",
+		good + "--fall -1":                                      "--fall -1: want 0 or more",
+		good + "--members x":                                    `--members "x": want host:port`,
 		good + "--rise -1s":                                     "--rise -1s: want 0 or more",
 		good + "--metric 0":                                     "--metric 0: want 1 at least",
 		good + "--table 255":                                    "255",
@@ -58,7 +60,8 @@ func TestBadFlags(t *testing.T) {
 		good + "--log-format xml":                               "want text or json",
 	} {
 		var out bytes.Buffer
-		err := run(context.Background(), strings.Fields(args), &out, &out)
+		// Not run: what is not refused would go to work.
+		_, err := parse(strings.Fields(args), &out)
 		var usage *cli.UsageError
 		if !errors.As(err, &usage) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", args, err, want)
@@ -108,6 +111,31 @@ func TestProgram(t *testing.T) {
 	}
 }
 
+// TestMembersFlag has the vpn-client asked, and more patience then.
+func TestMembersFlag(t *testing.T) {
+	for args, want := range map[string]int{"": 12, " --members 127.0.0.1:8137": 36, " --members 127.0.0.1:8137 --fall 5": 5} {
+		var out bytes.Buffer
+		o, err := parse(strings.Fields(good+args), &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := newProgram(o, o.log.Logger(&out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cmp.Or(p.controller.Hysteresis.Fall, 12); got != want {
+			t.Errorf("%s: fall %d, want %d", args, got, want)
+		}
+		probers := p.controller.Paths[0].Probers
+		if args == "" {
+			continue
+		}
+		if named := probers[1].(pathcontrol.Named); named.Name != "members" || named.Prober.(*pathcontrol.HTTP).URL != "http://127.0.0.1:8137/members/fd00::a" {
+			t.Errorf("%s: %+v", args, named)
+		}
+	}
+}
+
 func TestHelp(t *testing.T) {
 	var out, logs bytes.Buffer
 	if err := run(context.Background(), []string{"-h"}, &out, &logs); !errors.Is(err, flag.ErrHelp) {
@@ -115,7 +143,7 @@ func TestHelp(t *testing.T) {
 	}
 	for _, want := range []string{
 		"path-controller runs beside a kube-apiserver", "moves the route", "path-controller --device bond0", "--path NAME=VIA[,src=IP][,dev=NAME]",
-		"--network CIDR", "(default always)", "(default 500ms)", "(default 12)", "/readyz (a path is in use, and up)",
+		"--network CIDR", "(default always)", "(default 500ms)", "0 means 12, and 36 with --members", "/readyz (a path is in use, and up)",
 	} {
 		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
 			t.Errorf("the help has no %q", want)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -296,6 +297,28 @@ func TestNoFailback(t *testing.T) {
 			}
 			return s.reach("b")
 		})
+	})
+}
+
+// TestMembers has the vpn-client know better than probes, which all are answered.
+func TestMembers(t *testing.T) {
+	inSeed(t, func(s *seed) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		s.must(err)
+		var gone atomic.Bool
+		client := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/members/fd00::a" && gone.Load() {
+				w.WriteHeader(http.StatusGone)
+			}
+		})}
+		defer client.Close()
+		s.work.Go(func() { _ = client.Serve(l) })
+		p := s.start("--members", l.Addr().String(), "--fall", "1000")
+		s.arrives(p, "a")
+		gone.Store(true)
+		s.arrives(p, "b")
+		gone.Store(false)
+		s.arrives(p, "a")
 	})
 }
 
