@@ -26,11 +26,16 @@ type (
 	}
 )
 
-// wanted is what follows from the links. b.mu is held.
+// wanted is what follows from the links, and from the members behind them: a
+// packet that is too long for one of them would be dropped in front of it, without
+// a word to who has sent it. b.mu is held.
 func (b *Bond) wanted() deviceState {
 	want := deviceState{carrier: len(b.lanes) > 0, offload: packet.OffloadAll}
 	for _, l := range b.lanes {
 		want.mtu = lower(want.mtu, l.mtu())
+		for _, m := range l.members {
+			want.mtu = lower(want.mtu, m.MTU)
+		}
 		if r, ok := l.link.(interface{ Remote() packet.Hello }); ok {
 			want.offload &= r.Remote().Offload
 		} else {

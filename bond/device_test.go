@@ -70,6 +70,14 @@ func TestDeviceFollows(t *testing.T) {
 		b.add("tap1", l, 1, 2)
 		want("mtu 1400", "offload checksum")
 
+		// A member behind the link that takes less, and more again.
+		m := aMember(2)
+		m.MTU = 1300
+		l.tellMembers([]packet.Member{aMember(1), m})
+		want("mtu 1300")
+		l.tellMembers([]packet.Member{aMember(1), aMember(2)})
+		want("mtu 1400")
+
 		host.Send(frame(2, 1))
 		b.sent()
 		syn := packettest.TCP(netip.AddrPortFrom(memberAddr(1), 1), netip.AddrPortFrom(memberAddr(2), 2), packettest.Segment{Flags: packettest.SYN, MSS: 1460})

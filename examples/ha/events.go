@@ -82,7 +82,8 @@ type row struct {
 	Outage  float64 `json:"outage_ms"`
 	Lost    int     `json:"lost"`
 
-	misses string // what it misses, or empty
+	misses string    // what it misses, or empty
+	since  time.Time // when the outage began
 }
 
 // Times of an event.
@@ -137,7 +138,8 @@ func (w *world) happen(ctx context.Context, b *beat, e event) (row, error) {
 		return r, err
 	}
 	r.Lost = max(silent, s.alive(answered))
-	outage := b.gap(start, time.Now())
+	outage, since := b.gap(start, time.Now())
+	r.since = since
 	r.Outage = ms(outage)
 	switch {
 	case r.misses != "":

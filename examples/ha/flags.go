@@ -36,18 +36,20 @@ type options struct {
 	asked    bool // for backends by name
 	events   []string
 	programs string
+	tries    int
 	json     bool
 	verbose  bool
 }
 
 func parse(args []string, stdout io.Writer) (*options, error) {
-	o := new(options)
+	o := &options{tries: 1}
 	f := cli.NewFlags("ha", help)
 	f.Texts(&o.backends, "backend", "NAME", "which bond: user or kernel; both unless named, the kernel's if there is one")
 	f.Texts(&o.events, "event", "NAME", "lets only this happen; may be repeated")
+	f.Int(&o.tries, "tries", "how often an event may happen until its outage is as short as it should be: more than 1 is for machines that others use, too; a lost connection is never tried again")
 	f.Text(&o.programs, "programs", "DIR", "folder with vpn-server, vpn-client and path-controller, ready built")
 	f.Bool(&o.json, "json", "prints one JSON object per event and line: event, backend, outage_ms, lost")
-	f.Bool(&o.verbose, "verbose", "prints what the programs said at the end, not only after a failure")
+	f.Bool(&o.verbose, "verbose", "prints at the end all that the programs said; without it, the last of it after an error")
 	if err := f.Parse(args, stdout); err != nil {
 		return nil, err
 	}
@@ -59,6 +61,9 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 		if b != "user" && b != "kernel" {
 			return nil, cli.Usagef("--backend %q is neither user nor kernel", b)
 		}
+	}
+	if o.tries < 1 {
+		return nil, cli.Usagef("--tries %d: want 1 at least", o.tries)
 	}
 	known := events()
 	for _, name := range o.events {

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
 	"sync"
 	"text/tabwriter"
+	"time"
 
 	"github.com/rhizome-tunnel/rhizome/bond"
 	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
@@ -39,9 +41,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var missed []error
 	print := o.printer(stdout)
 	for _, backend := range o.backends {
-		err := o.runBackend(ctx, backend, dir, stderr, func(r row) {
-			print(r)
-			if r.misses != "" {
+		err := o.runBackend(ctx, backend, dir, stderr, func(r row, last bool) {
+			if last || !o.json {
+				print(r)
+			}
+			if r.misses != "" && last {
 				missed = append(missed, fmt.Errorf("%s, backend %s: %s", r.Event, r.Backend, r.misses))
 			}
 		})
@@ -66,15 +70,17 @@ func build(ctx context.Context, dir string) error {
 }
 
 // runBackend lets all events happen with a backend of the bond.
-func (o *options) runBackend(ctx context.Context, backend, dir string, stderr io.Writer, tell func(row)) (err error) {
+func (o *options) runBackend(ctx context.Context, backend, dir string, stderr io.Writer, tell func(r row, last bool)) (err error) {
 	w, err := newWorld(backend, o.programs, dir)
 	if err != nil {
 		return err
 	}
 	defer w.close()
 	defer func() {
-		if err != nil || o.verbose {
-			fmt.Fprint(stderr, w.logs())
+		if o.verbose {
+			fmt.Fprint(stderr, w.logs(math.MaxInt))
+		} else if err != nil {
+			fmt.Fprint(stderr, w.logs(15))
 		}
 	}()
 	if backend == "kernel" {
@@ -103,16 +109,33 @@ func (o *options) runBackend(ctx context.Context, backend, dir string, stderr io
 		if len(o.events) > 0 && !slices.Contains(o.events, event.name) {
 			continue
 		}
-		r, err := w.happen(ctx, b, event)
+		if err := w.try(ctx, b, event, o, stderr, tell); err != nil {
+			return fmt.Errorf("%s: %w", event.name, err)
+		}
+	}
+	return nil
+}
+
+// try makes an event happen until its row is as it should be, as often as it may.
+// Lost connections are not tried again: no busy machine loses any.
+func (w *world) try(ctx context.Context, b *beat, e event, o *options, stderr io.Writer, tell func(r row, last bool)) error {
+	for n := 1; ; n++ {
+		r, err := w.happen(ctx, b, e)
 		if err == nil {
 			err = context.Cause(ctx)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", event.name, err)
+			return err
 		}
-		tell(r)
+		last := r.misses == "" || n >= o.tries || r.Lost > 0 && !e.mayLose
+		tell(r, last)
+		if o.verbose {
+			fmt.Fprintf(stderr, "ha: %s: the outage began at %s\n", r.Event, r.since.Format(time.RFC3339Nano))
+		}
+		if last {
+			return nil
+		}
 	}
-	return nil
 }
 
 // printer prints rows as they come.

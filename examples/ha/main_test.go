@@ -29,7 +29,7 @@ func TestGap(t *testing.T) {
 		{1000, 2400, 1000},
 		{1999, 2400, 400}, // the end counts
 	} {
-		if got := b.gap(at(c.from), at(c.to)); got != time.Duration(c.want)*time.Millisecond {
+		if got, _ := b.gap(at(c.from), at(c.to)); got != time.Duration(c.want)*time.Millisecond {
 			t.Errorf("from %d to %d ms: %v, want %d ms", c.from, c.to, got, c.want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestFlags(t *testing.T) {
 		t.Errorf("-h: %v", err)
 	}
 	var usage *cli.UsageError
-	for _, args := range []string{"--backend wood", "--event flood", "more", "--json=perhaps"} {
+	for _, args := range []string{"--backend wood", "--event flood", "--tries 0", "more", "--json=perhaps"} {
 		if _, err := parse(strings.Fields(args)...); !errors.As(err, &usage) {
 			t.Errorf("%s: %v", args, err)
 		}

@@ -119,20 +119,25 @@ func (b *beat) run(ctx context.Context) {
 	}
 }
 
-// gap is the longest time without an echo from one moment to another.
-func (b *beat) gap(from, to time.Time) time.Duration {
+// gap is the longest time without an echo from one moment to another, and when it
+// began.
+func (b *beat) gap(from, to time.Time) (longest time.Duration, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var longest time.Duration
 	last := from
-	for _, at := range b.got {
-		if at.Before(from) || at.After(to) {
-			continue
+	look := func(at time.Time) {
+		if d := at.Sub(last); d > longest {
+			longest, since = d, last
 		}
-		longest = max(longest, at.Sub(last))
 		last = at
 	}
-	return max(longest, to.Sub(last))
+	for _, at := range b.got {
+		if !at.Before(from) && !at.After(to) {
+			look(at)
+		}
+	}
+	look(to)
+	return longest, since
 }
 
 // streams are TCP connections that live through the events, each with a message

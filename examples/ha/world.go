@@ -215,17 +215,17 @@ func (w *world) startAll(ctx context.Context) error {
 	return w.settled(ctx)
 }
 
-// close ends everything, and tells the logs of a run that failed.
+// close ends everything.
 func (w *world) close() error { return w.lab.Close() }
 
-// logs is the end of what each program said.
-func (w *world) logs() string {
+// logs is what each program said last, in so many lines.
+func (w *world) logs(most int) string {
 	var b strings.Builder
 	files, _ := filepath.Glob(w.file("*.log"))
 	for _, f := range files {
 		text, _ := os.ReadFile(f)
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		fmt.Fprintf(&b, "--- %s\n%s\n", filepath.Base(f), strings.Join(lines[max(0, len(lines)-15):], "\n"))
+		fmt.Fprintf(&b, "--- %s\n%s\n", filepath.Base(f), strings.Join(lines[max(0, len(lines)-most):], "\n"))
 	}
 	return b.String()
 }

@@ -16,6 +16,9 @@ type Member struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Networks are what it forwards to.
 	Networks []netip.Prefix `json:"networks,omitempty"`
+	// MTU is that of these networks, see Hello.MTU: no longer packet gets there. Zero
+	// means that it is not known.
+	MTU int `json:"mtu,omitempty"`
 }
 
 // MAC is the Ethernet address that goes with an address on the tunnel's network:

@@ -161,7 +161,8 @@ func decodeReach(body []byte) ([]Member, error) {
 	}
 	for i := range m.Members {
 		h := &m.Members[i]
-		if h.ID == 0 || !printable(h.Name) || len(h.Addresses) > maxHelloAddresses || len(h.Networks) > maxHelloNetworks {
+		if h.ID == 0 || !printable(h.Name) || len(h.Addresses) > maxHelloAddresses || len(h.Networks) > maxHelloNetworks ||
+			h.MTU != 0 && (h.MTU < minMTU || h.MTU > maxMTU) {
 			return nil, malformed("REACH: member %d is out of bounds", i)
 		}
 	}

@@ -102,7 +102,7 @@ func (p *program) auth() packet.AuthFunc {
 func (p *program) admit(_ context.Context, id packet.Identity, remote packet.Hello) (packet.ServeFunc, error) {
 	rule := p.peers[id.Name]
 	port := packet.PortOptions{
-		Member:    packet.Member{ID: remote.ID, Name: id.Name, Addresses: remote.Addresses, Networks: remote.Networks},
+		Member:    packet.Member{ID: remote.ID, Name: id.Name, Addresses: remote.Addresses, Networks: remote.Networks, MTU: remote.MTU},
 		Addresses: rule.addresses,
 		Networks:  rule.networks,
 	}

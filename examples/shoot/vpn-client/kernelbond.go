@@ -83,13 +83,27 @@ func (b *kernelBond) close() error {
 func (b *kernelBond) serve(ctx context.Context, name string, c *packet.Conn) error {
 	b.refit(func() { b.links[c] = true })
 	defer b.refit(func() { delete(b.links, c) })
-	return b.election.Serve(ctx, name, c, func(ctx context.Context) error {
+	return b.election.Serve(ctx, name, refitted{c, b}, func(ctx context.Context) error {
 		o := &packet.PumpOptions{NoCarrier: true, NoMTU: true, Logger: b.log}
 		return report(b.gone, packet.Pump(ctx, b.taps[name], c, o))
 	})
 }
 
-// refit keeps the MTU of the bond at the least of those of its links.
+// refitted is a link that has the bond refit when it tells of other members.
+type refitted struct {
+	*packet.Conn
+	bond *kernelBond
+}
+
+func (l refitted) OnReach(f func([]packet.Member)) {
+	l.Conn.OnReach(func(members []packet.Member) {
+		f(members)
+		l.bond.refit(func() {})
+	})
+}
+
+// refit keeps the MTU of the bond at the least of those of its links, and of the
+// members behind them.
 func (b *kernelBond) refit(change func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -97,6 +111,11 @@ func (b *kernelBond) refit(change func()) {
 	mtu := b.own
 	for c := range b.links {
 		mtu = min(mtu, c.MTU())
+		for _, m := range c.Reach() {
+			if m.MTU != 0 {
+				mtu = min(mtu, m.MTU)
+			}
+		}
 	}
 	mtu = max(mtu, minMTU) // below, the kernel takes the device's IPv6 away
 	if mtu == b.mtu {
