@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/examples/internal/netlab"
 )
 
 // event is one thing that happens, and what must hold then.
@@ -20,6 +22,8 @@ type event struct {
 	// rolled is whether the programs find together before it is taken back, as
 	// whoever restarts one after the other waits for.
 	rolled bool
+	// more marks what happens only with --more, or by name.
+	more bool
 	// firstSYN is whether a dial that begins 3 s later succeeds at once.
 	firstSYN bool
 }
@@ -52,7 +56,7 @@ func events() []event {
 			mend: func(w *world) error { return w.lab.Mend() },
 		})
 	}
-	return append(all,
+	all = append(all,
 		event{
 			// Its connections end with what it knew of them, if it masquerades.
 			name: "shoot-client-killed", mayLose: true, firstSYN: true,
@@ -65,7 +69,26 @@ func events() []event {
 			mend: func(w *world) error { return w.roll(1) },
 		},
 	)
+	// One side of a link goes on to hear the other.
+	for _, way := range []struct {
+		name     string
+		from, to func(*world) *netlab.Host
+	}{
+		{"shoot-0-to-server-0", shoot0, server0}, {"server-0-to-shoot-0", server0, shoot0},
+		{"seed-to-server-0", seed, server0}, {"server-0-to-seed", server0, seed},
+	} {
+		all = append(all, event{
+			name: "one-way-cut-" + way.name, limit: silent, more: true,
+			do:   func(w *world) error { return w.lab.CutOneWay(way.from(w), way.to(w)) },
+			mend: func(w *world) error { return w.lab.Mend() },
+		})
+	}
+	return all
 }
+
+func seed(w *world) *netlab.Host    { return w.seed }
+func server0(w *world) *netlab.Host { return w.servers[0] }
+func shoot0(w *world) *netlab.Host  { return w.shoots[0] }
 
 // roll restarts a server as an update does.
 func (w *world) roll(i int) error {
@@ -112,8 +135,9 @@ func (w *world) happen(ctx context.Context, b *beat, e event) (row, error) {
 		cancel()
 		<-over
 	}()
-	s.alive(answered)
-
+	if n := s.alive(answered); n > 0 {
+		return r, fmt.Errorf("%d of %d connections carry nothing before anything has happened", n, streamed)
+	}
 	start := time.Now()
 	if err := e.do(w); err != nil {
 		return r, err

@@ -19,7 +19,8 @@ Go to build the programs unless --programs names a folder that has them.
 
   events   server-killed, server-blackholed, leg-cut-1 … leg-cut-4 (shoot client 0
            to server 0, to server 1, shoot client 1 to server 0, to server 1),
-           shoot-client-killed, servers-rolled
+           shoot-client-killed, servers-rolled; with --more also one-way-cut-A-to-B,
+           where one side goes on to hear the other
   backends user (bond.Bond, needs nothing of the kernel but TAP devices) and
            kernel (the bonding driver, which many kernels lack)
 `
@@ -37,6 +38,7 @@ type options struct {
 	events   []string
 	programs string
 	tries    int
+	more     bool
 	json     bool
 	verbose  bool
 }
@@ -46,7 +48,8 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f := cli.NewFlags("ha", help)
 	f.Texts(&o.backends, "backend", "NAME", "which bond: user or kernel; both unless named, the kernel's if there is one")
 	f.Texts(&o.events, "event", "NAME", "lets only this happen; may be repeated")
-	f.Int(&o.tries, "tries", "how often an event may happen until its outage is as short as it should be: more than 1 is for machines that others use, too; a lost connection is never tried again")
+	f.Bool(&o.more, "more", "lets more happen than is promised: see events")
+	f.Int(&o.tries, "tries", "how often an event may happen until its outage is as short as it should be, with a row for each; more than 1 is for machines that others use, too. A lost connection is never tried again")
 	f.Text(&o.programs, "programs", "DIR", "folder with vpn-server, vpn-client and path-controller, ready built")
 	f.Bool(&o.json, "json", "prints one JSON object per event and line: event, backend, outage_ms, lost")
 	f.Bool(&o.verbose, "verbose", "prints at the end all that the programs said; without it, the last of it after an error")

@@ -42,9 +42,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	print := o.printer(stdout)
 	for _, backend := range o.backends {
 		err := o.runBackend(ctx, backend, dir, stderr, func(r row, last bool) {
-			if last || !o.json {
-				print(r)
-			}
+			print(r)
 			if r.misses != "" && last {
 				missed = append(missed, fmt.Errorf("%s, backend %s: %s", r.Event, r.Backend, r.misses))
 			}
@@ -106,7 +104,7 @@ func (o *options) runBackend(ctx context.Context, backend, dir string, stderr io
 		return err
 	}
 	for _, event := range events() {
-		if len(o.events) > 0 && !slices.Contains(o.events, event.name) {
+		if len(o.events) > 0 && !slices.Contains(o.events, event.name) || len(o.events) == 0 && event.more && !o.more {
 			continue
 		}
 		if err := w.try(ctx, b, event, o, stderr, tell); err != nil {
