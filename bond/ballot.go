@@ -17,15 +17,15 @@ import (
 //	        ◄──────────────────────────────────
 //	            level for hold, or nobody else is elected
 //
-// A link is behind if its server reaches fewer members than the best one of our
-// links, and level otherwise. One that is down is behind, too, and stays elected
-// for settle: for the others, who see only that its server reaches one member
-// less, it does.
+// A link is behind if the best one of our links has more votes, and level otherwise.
+// One that is down is behind, too, and stays elected for settle: for the others, who
+// see only that its server reaches one member less, it does.
 type ballot struct {
 	primary      string
 	hold, settle time.Duration
 	links        map[string]*standing
-	seen         map[uint64]bool // members, ever
+	seen         map[peerKey]bool     // members, ever
+	pardons      map[string]time.Time // the last one that a new member of this name brought
 }
 
 // maxSeen bounds what is remembered of members. Beyond it only those are kept that
@@ -52,7 +52,8 @@ type standing struct {
 	name     string
 	up       bool
 	draining bool
-	members  map[uint64]bool // that its server reaches; nil: not told yet
+	members  map[peerKey]bool // that its server reaches; nil: not told yet
+	pairs    int              // of one of them with networks behind it and one without
 
 	elected bool
 	since   time.Time // since when it is behind, if elected, or level, if not; zero: it is not
@@ -62,15 +63,34 @@ type standing struct {
 	why     string    // it is elected, or not
 }
 
-// votes is by what links are compared.
-func (s *standing) votes() int {
+// votes is by what links are compared: pairs of members that have something to say
+// to each other, since one behind which there are networks is there for those that
+// have none; then members.
+type votes struct{ pairs, members int }
+
+func (s *standing) votes() votes {
 	switch {
 	case !s.up:
-		return -1
+		return votes{-1, -1}
 	case s.draining:
-		return 0
+		return votes{}
 	}
-	return len(s.members)
+	return votes{s.pairs, len(s.members)}
+}
+
+func (v votes) less(than votes) bool {
+	return v.pairs < than.pairs || v.pairs == than.pairs && v.members < than.members
+}
+
+// most are the votes of the best link.
+func (b *ballot) most() votes {
+	best := votes{-1, -1}
+	for _, s := range b.links {
+		if v := s.votes(); best.less(v) {
+			best = v
+		}
+	}
+	return best
 }
 
 func (b *ballot) link(name string) *standing {
@@ -93,7 +113,7 @@ func (b *ballot) rise(name string, now time.Time) {
 	}
 	s := b.link(name)
 	b.decide(now)
-	s.up, s.draining, s.members = true, false, nil
+	s.up, s.draining, s.members, s.pairs = true, false, nil, 0
 }
 
 // fall is told that a link has ended. Its standing goes on, also where it was the
@@ -101,7 +121,7 @@ func (b *ballot) rise(name string, now time.Time) {
 func (b *ballot) fall(name string, now time.Time) {
 	b.decide(now)
 	s := b.link(name)
-	s.up, s.draining, s.members = false, false, nil
+	s.up, s.draining, s.members, s.pairs = false, false, nil, 0
 }
 
 // drain is told that a link's server wants to be left.
@@ -113,22 +133,30 @@ func (b *ballot) drain(name string, now time.Time) {
 // reach is told what a link's server reaches. A member that was never seen before
 // is a process that has begun, and does not know what was before: it takes every
 // link that is level. So the others take it at once, too, and forget how often it
-// was lost.
+// was lost; but for a name only once in calm, since who begins again and again would
+// have all follow.
 func (b *ballot) reach(name string, members []packet.Member, now time.Time) {
 	b.decide(now)
 	s := b.link(name)
 	first := len(b.seen) == 0
 	if b.seen == nil || len(b.seen) > maxSeen {
-		b.forget()
+		b.forget(now)
 	}
-	s.members = make(map[uint64]bool, len(members))
-	arrived := false
+	s.members = make(map[peerKey]bool, len(members))
+	arrived, ahead := false, 0
 	for _, m := range members {
-		s.members[m.ID] = true
-		arrived = arrived || !b.seen[m.ID]
-		b.seen[m.ID] = true
+		key := keyOf(m)
+		if !s.members[key] && len(m.Networks) > 0 {
+			ahead++
+		}
+		s.members[key] = true
+		if !b.seen[key] && !first && now.Sub(b.pardons[m.Name]) >= calm {
+			arrived, b.pardons[m.Name] = true, now
+		}
+		b.seen[key] = true
 	}
-	if first || !arrived {
+	s.pairs = ahead * (len(s.members) - ahead)
+	if !arrived {
 		return
 	}
 	for _, s := range b.links {
@@ -136,12 +164,18 @@ func (b *ballot) reach(name string, members []packet.Member, now time.Time) {
 	}
 }
 
-// forget leaves in seen what is reached now.
-func (b *ballot) forget() {
-	b.seen = make(map[uint64]bool)
+// forget leaves in seen what is reached now, and the pardons that still count.
+func (b *ballot) forget(now time.Time) {
+	pardons := make(map[string]time.Time)
+	for name, at := range b.pardons {
+		if now.Sub(at) < calm {
+			pardons[name] = at
+		}
+	}
+	b.seen, b.pardons = make(map[peerKey]bool), pardons
 	for _, s := range b.links {
-		for id := range s.members {
-			b.seen[id] = true
+		for key := range s.members {
+			b.seen[key] = true
 		}
 	}
 }
@@ -149,13 +183,10 @@ func (b *ballot) forget() {
 // decide brings the ballot to now. It returns the links that may carry, and when
 // to decide again if nothing happens before; zero: never.
 func (b *ballot) decide(now time.Time) (carry map[string]bool, next time.Time) {
-	best := -1
-	for _, s := range b.links {
-		best = max(best, s.votes())
-	}
+	best := b.most()
 	elected := 0
 	for _, s := range b.links {
-		behind := s.votes() < best
+		behind := s.votes().less(best)
 		if s.elected != behind {
 			s.since = time.Time{}
 		} else if s.since.IsZero() {
@@ -190,12 +221,14 @@ func (b *ballot) decide(now time.Time) (carry map[string]bool, next time.Time) {
 }
 
 // dismiss ends the time of a link that is behind.
-func (b *ballot) dismiss(s *standing, best int, now time.Time) {
+func (b *ballot) dismiss(s *standing, best votes, now time.Time) {
 	switch {
 	case s.draining:
 		s.why = "its server is draining"
+	case s.up && s.pairs < best.pairs:
+		s.why = fmt.Sprintf("its server joins %d pairs of members, another %d", s.pairs, best.pairs)
 	case s.up:
-		s.why = fmt.Sprintf("its server reaches %d members, another %d", len(s.members), best)
+		s.why = fmt.Sprintf("its server reaches %d members, another %d", len(s.members), best.members)
 	default:
 		s.why = "it is down"
 	}
@@ -218,12 +251,11 @@ func (s *standing) elect(now time.Time, why string) {
 // them only the first: the kernel's choice would be any.
 func (b *ballot) carriers() map[string]bool {
 	var names []string
-	best := -1
+	best := b.most()
 	for _, s := range b.links {
 		if s.up && s.elected {
 			names = append(names, s.name)
 		}
-		best = max(best, s.votes())
 	}
 	if len(names) == 0 {
 		for _, s := range b.links {

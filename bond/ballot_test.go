@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -270,6 +271,71 @@ func TestBallotNoPrimary(t *testing.T) {
 			t.Errorf("primary %q: carriers %v, want %v", primary, got, want)
 		}
 	}
+}
+
+// TestBallotNoImpostor: a member that says the ID of another, which it was told, does
+// not count as it, and hides from nobody that a server does not reach the other.
+func TestBallotNoImpostor(t *testing.T) {
+	b := ballot{primary: "tap0", hold: defaultHold, settle: defaultSettle}
+	now := time.Unix(0, 0)
+	us, victim, impostor := packet.Member{ID: 1, Name: "us"}, packet.Member{ID: 2, Name: "victim"}, packet.Member{ID: 2, Name: "impostor"}
+	b.rise("tap0", now)
+	b.rise("tap1", now)
+	b.reach("tap0", []packet.Member{us, impostor}, now)
+	b.reach("tap1", []packet.Member{us, impostor, victim}, now)
+	b.decide(now)
+	carry, _ := b.decide(now.Add(time.Second))
+	if !carry["tap1"] || carry["tap0"] {
+		t.Errorf("carriers %v, want tap1, whose server reaches the victim", carry)
+	}
+}
+
+// TestBallotCrossed: of four legs two are cut crosswise. One server joins the seed
+// with a member of the shoot, the other two members of the shoot, who have nothing to
+// say to each other.
+func TestBallotCrossed(t *testing.T) {
+	p := newPoll(t, 2, 3)
+	pods := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/13")}
+	p.networks = map[int][]netip.Prefix{1: pods, 2: pods}
+	p.all()
+	p.run(time.Minute)
+	p.want("tap0")
+	for _, cut := range []struct{ member, server int }{{0, 0}, {2, 1}} {
+		p.memberLoses(cut.member, cut.server)
+		p.serverLoses(cut.member, cut.server)
+	}
+	p.run(time.Second)
+	p.want("tap1", "tap1", "tap0") // the last has no other
+	p.rise(0, 0)
+	p.rise(2, 1)
+	p.run(time.Minute)
+	p.want("tap0")
+}
+
+// TestBallotBeginsAgain: who comes to one server as another process each few seconds
+// has nobody follow each time.
+func TestBallotBeginsAgain(t *testing.T) {
+	p := newPoll(t, 2, 3)
+	p.rise(0, 0)
+	p.rise(0, 1)
+	p.rise(1, 0)
+	p.rise(1, 1)
+	p.run(time.Minute)
+	flips := func() int { return p.members[0].flips["tap0"] + p.members[1].flips["tap0"] }
+	before := flips()
+	for range 30 {
+		p.rise(2, 1)
+		p.run(1100 * time.Millisecond)
+		p.memberLoses(2, 1)
+		p.serverLoses(2, 1)
+		p.restart(2)
+		p.run(1100 * time.Millisecond)
+	}
+	if n := flips() - before; n > 12 {
+		t.Errorf("the carriers of two members have changed %d times in a minute", n)
+	}
+	p.run(time.Minute)
+	p.want("tap0", "tap0", "")
 }
 
 // TestBallotForgets: what is remembered of members has a bound.

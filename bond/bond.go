@@ -100,7 +100,8 @@ type Bond struct {
 	// [packet.DefaultQueue].
 	Queue int
 	// OnEvent is told what happens, one event at a time and without a lock held.
-	// It should return soon. Nil means that nobody is told.
+	// It should return soon, and must not wait for a Serve to return, which may be
+	// what has called it. Nil means that nobody is told.
 	OnEvent func(Event)
 	// Logger gets what OnEvent gets, at level Info, and what failed at Warn. Nil
 	// means silent.

@@ -38,9 +38,13 @@
 // needs nothing of the kernel but a device, can send over all links at once
 // ([Redundant]), and numbers what goes over several. The driver of the kernel knows one link for
 // all, and drops what comes over another: all members have to use the same
-// server. An Election sees to that, and cannot help when no server reaches
-// all: those who cannot meet lose each other until one does. All members of a network use the
-// same kind.
+// server. An Election sees to that. When no server reaches all it takes the one that
+// joins most of those who have something to say to each other, one with networks
+// behind it and one without; those who cannot meet there lose each other until a server
+// reaches all. All members of a network use the same kind.
+//
+// Servers are believed in what they say: one that lies about whom it reaches takes
+// traffic and loses it, as one does that drops packets.
 //
 // # Outages
 //

@@ -18,10 +18,12 @@ import (
 //
 // A member of a network in which the kernel bonds uses one link at a time and
 // drops what comes over another, so that two members meet only where both use
-// the same server. Each server tells which members it has links to. The links to
-// servers that reach fewer than the best of them lose their carrier, at all members at
+// the same server. Each server tells which members it has links to, and the links to
+// servers that have fewer votes than the best of them lose their carrier, at all members at
 // once, because all are told the same; among equals, the bond's primary decides,
-// which has to be the same at all members.
+// which has to be the same at all members. A server has a vote for each pair of members
+// that it reaches, of which one has networks behind it and the other has none; of
+// those with as many, the one that reaches more members has more.
 //
 //   - A link that is down, or whose server drains, has no carrier.
 //   - A link that reaches fewer members keeps its carrier for Settle, because
@@ -29,13 +31,16 @@ import (
 //   - It gets it back when it has reached as many as any other for Hold. That
 //     doubles, up to 30 s, each time that it loses it within a minute of its
 //     return. If a member comes that was never seen before, which cannot know of
-//     any of this, it gets it at once.
+//     any of this, it gets it at once, but for members of one name once in a
+//     minute.
 //   - The last one that is up keeps its carrier, whatever it reaches.
 //   - Of several equals without the primary among them, the first in the order of
 //     the names alone has a carrier. If Primary is empty, all have.
 //
 // All members count, and none more than another: one that has a link to one server
-// only draws all others there.
+// only draws all others there. A member is known by its ID and the name of its
+// credential, so that none counts as another; but who makes several links to a server,
+// each with an ID of its own, counts as several, up to what the server allows a name.
 //
 // The zero value with SetCarrier works. The fields must not be changed after the
 // first use.
@@ -56,7 +61,8 @@ type Election struct {
 	// must be set.
 	SetCarrier func(link string, up bool) error
 	// OnEvent is told what happens, one event at a time and without a lock held.
-	// It should return soon. Nil means that nobody is told.
+	// It should return soon, and must not wait for a Serve to return, which may be
+	// what has called it. Nil means that nobody is told.
 	OnEvent func(Event)
 	// Logger gets what OnEvent gets, at level Info, and what failed at Warn. Nil
 	// means silent.
@@ -78,6 +84,7 @@ type candidate struct {
 	since   time.Time
 	carrier bool
 	known   bool      // carrier is what the device has
+	ended   bool      // Serve is over, and the device has its carrier still
 	retry   time.Time // when to set it again, after a failure
 	wake    chan struct{}
 }
@@ -107,10 +114,11 @@ func errNameUsed(name string) error {
 // when pump returns, with the same error; pump is to return when its context
 // ends, and to close the link. Then the device has no carrier, and no goroutine
 // is left. Each link has a name, at all members in the same order, and the
-// name is served once at a time.
+// name is served once at a time: a link for which it is taken is closed.
 func (e *Election) Serve(ctx context.Context, name string, l Link, pump func(ctx context.Context) error) error {
 	c := &candidate{link: l, wake: make(chan struct{}, 1)}
 	if err := e.enter(name, c); err != nil {
+		l.Close()
 		return err
 	}
 	l.OnReach(func(members []packet.Member) {
@@ -146,7 +154,7 @@ func (e *Election) Serve(ctx context.Context, name string, l Link, pump func(ctx
 func (e *Election) enter(name string, c *candidate) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.runs[name] != nil {
+	if c := e.runs[name]; c != nil && !c.ended {
 		return errNameUsed(name)
 	}
 	if e.runs == nil {
@@ -176,8 +184,11 @@ func (e *Election) leave(name string, c *candidate, err error) {
 	e.mu.Unlock()
 	e.settle()
 	e.mu.Lock()
-	delete(e.runs, name)
-	e.mu.Unlock()
+	defer e.mu.Unlock()
+	if c.ended = !c.known || c.carrier; !c.ended {
+		delete(e.runs, name)
+	}
+	e.wake() // whoever goes on has to try again
 }
 
 // reasonOf is why a link has ended, for people.
@@ -297,6 +308,9 @@ func (e *Election) done(c change, err error) time.Time {
 		e.events.add(Event{Time: now, Kind: kind, Link: c.name, Reason: c.why})
 	}
 	c.c.carrier, c.c.known, c.c.retry = c.up, true, time.Time{}
+	if c.c.ended && !c.up && e.runs[c.name] == c.c {
+		delete(e.runs, c.name)
+	}
 	return time.Time{}
 }
 

@@ -48,7 +48,11 @@ func (w *world) addKernel() *kernelBond {
 	}}
 	k.self = &worldMember{
 		serve: func(ctx context.Context, link string, c *packet.Conn) error {
-			return k.election.Serve(ctx, link, c, func(ctx context.Context) error { return k.pump(ctx, link, c) })
+			q := new(packet.Queue)
+			k.mu.Lock()
+			k.queues[link] = q // it may have its carrier before pump begins
+			k.mu.Unlock()
+			return k.election.Serve(ctx, link, c, func(ctx context.Context) error { return k.pump(ctx, link, c, q) })
 		},
 		send: k.send,
 		next: host.Receive,
@@ -72,14 +76,10 @@ func (w *world) addKernel() *kernelBond {
 func legOf(link string) byte { return link[len(link)-1] - '0' }
 
 // pump is packet.Pump between a link and the bond.
-func (k *kernelBond) pump(ctx context.Context, link string, c *packet.Conn) error {
+func (k *kernelBond) pump(ctx context.Context, link string, c *packet.Conn, q *packet.Queue) error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	q := new(packet.Queue)
-	k.mu.Lock()
-	k.queues[link] = q
-	k.mu.Unlock()
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() { _ = q.Run(ctx, c) })
@@ -265,6 +265,44 @@ func (et *electionTest) want(set ...string) {
 	et.set = nil
 }
 
+// TestElectionLeftCarrier: where a carrier cannot be taken away when its link ends, it
+// is tried again, by whoever goes on, or by the next link of the name.
+func TestElectionLeftCarrier(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		e := startElection(t)
+		tap1, _ := e.link("tap1", 1, 2)
+		tap0, _ := e.link("tap0", 1, 2)
+		e.want("tap1 true", "tap0 true")
+		refuse := func(err error) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.refuse = err
+		}
+		refuse(errors.New("no"))
+		tap0.ended <- errors.New("lost")
+		e.want()
+		refuse(nil)
+		time.Sleep(carrierRetry)
+		e.want("tap0 false")
+		if n := len(e.runs); n != 1 {
+			t.Errorf("%d links", n)
+		}
+		tap0, _ = e.link("tap0", 1, 2)
+		time.Sleep(defaultHold)
+		e.want("tap0 false", "tap0 true")
+		refuse(errors.New("no"))
+		tap0.ended <- errors.New("lost")
+		e.want()
+		tap0, _ = e.link("tap0", 1, 2)
+		refuse(nil)
+		time.Sleep(carrierRetry)
+		e.want("tap0 true")
+		tap0.ended <- errors.New("lost")
+		tap1.ended <- errors.New("lost")
+		e.work.Wait()
+	})
+}
+
 func TestElection(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
 		e := startElection(t)
@@ -272,8 +310,12 @@ func TestElection(t *testing.T) {
 		e.want("tap1 true")
 		tap0, served := e.link("tap0", 1, 2, 3)
 		e.want("tap0 true")
-		if err := e.Serve(t.Context(), "tap0", tap0, tap0.Run); err == nil || !strings.Contains(err.Error(), "being served already") {
+		second := newFakeLink()
+		if err := e.Serve(t.Context(), "tap0", second, second.Run); err == nil || !strings.Contains(err.Error(), "being served already") {
 			t.Errorf("the name twice: %v", err)
+		}
+		if err := second.Send(frame(2, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the second link is open: %v", err)
 		}
 		tap0.tell(1, 2)
 		time.Sleep(defaultSettle)

@@ -210,6 +210,18 @@ func (k *Kernel) look(message string) error {
 	return err
 }
 
+// Sweep removes a bond of this Name that a killed process has made, for who wants
+// another device of that name. One that is of somebody else, or of nobody, is no error
+// and stays; that a process has it that runs is one. It needs no other field.
+func (k *Kernel) Sweep() error {
+	d, err := openDriver(&plan{name: k.name()}, k.connect)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	return d.discard()
+}
+
 // Run keeps the bond, after Up if nobody has called it, and removes it when ctx
 // ends. What others take away it puts back: the bond itself, members, addresses,
 // options, the MTU, and that it is up. A member that has gone comes in again when
@@ -247,6 +259,11 @@ func (k *Kernel) keep(ctx context.Context, d *driver, incoming <-chan news) {
 	m := newMonitor(d.plan)
 	next := time.NewTimer(0) // when the next look is
 	defer next.Stop()
+	// When the kernel has had to drop news, it drops what follows, too, until
+	// nothing is left to read, and tells of the first only.
+	later := time.NewTimer(lookAgain)
+	later.Stop()
+	defer later.Stop()
 	pending, last := true, time.Time{}
 	changed, missed := m.take(d.before), false
 	for {
@@ -260,9 +277,14 @@ func (k *Kernel) keep(ctx context.Context, d *driver, incoming <-chan news) {
 		case <-ctx.Done():
 			return
 		case n := <-incoming:
-			missed = missed || n.lost
+			if n.lost {
+				missed = true
+				later.Reset(lookAgain)
+			}
 			changed = m.take(n.links) || n.address == m.bond && m.bond != 0
 			m.reached(n.mark)
+		case <-later.C:
+			missed = true
 		case <-next.C:
 			pending, last = false, time.Now()
 			if !k.restore(d, m) {

@@ -345,6 +345,18 @@ func (d *driver) remove() error {
 	return nil
 }
 
+// discard removes a bond that is of our making, by whichever process.
+func (d *driver) discard() error {
+	bond, err := d.link(d.plan.name)
+	if err == nil && bond != nil && bond.kind == "bond" && ours(bond) {
+		err = d.delete(bond.index)
+	}
+	if err != nil {
+		return fmt.Errorf("bond: %s: remove: %w", d.plan.name, err)
+	}
+	return nil
+}
+
 // leave leaves an adopted bond.
 func (d *driver) leave() error {
 	var errs []error

@@ -399,8 +399,12 @@ func (f *fakeKernel) receive() ([]syscall.NetlinkMessage, uint32, error) {
 		}
 		lost := f.lost
 		f.lost = false
+		broken := f.refuse["receive"]
+		delete(f.refuse, "receive") // once
 		f.mu.Unlock()
 		switch {
+		case broken != nil:
+			return nil, 0, broken
 		case lost:
 			return nil, 0, syscall.ENOBUFS
 		case len(list) > 0 && list[0].Header.Pid == 1:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -166,8 +167,13 @@ func (d *driver) listen(to chan<- news, stop <-chan struct{}) {
 		case errors.Is(err, unix.ENOBUFS):
 			list = append(list, news{lost: true})
 		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return // by unlisten
+		case err != nil: // by unlisten, or of whatever
+			select {
+			case <-stop:
+				return
+			case <-time.After(lookAgain):
+			}
+			list = append(list, news{lost: true})
 		}
 		for _, m := range messages {
 			if n := parseNews(m); n != nil {

@@ -24,6 +24,7 @@ func openDriver(*plan, func(string) (rtnetlink, error)) (*driver, error) {
 
 func (d *driver) ensure() (done []string, err error)  { return nil, errors.ErrUnsupported }
 func (d *driver) remove() error                       { return errors.ErrUnsupported }
+func (d *driver) discard() error                      { return errors.ErrUnsupported }
 func (d *driver) setMTU(int) error                    { return errors.ErrUnsupported }
 func (d *driver) status(*KernelStatus) error          { return errors.ErrUnsupported }
 func (d *driver) everything() ([]linkState, error)    { return nil, errors.ErrUnsupported }

@@ -16,6 +16,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
 const fakeIn = "tap0 in bond0 up; tap1 in bond0 up; bond0 up 10.0.0.1/24 fd00::1/64"
@@ -45,6 +47,28 @@ func TestKernelFake(t *testing.T) {
 	}
 	if err := k.Close(); err != nil || f.state() != "tap0; tap1" {
 		t.Errorf("after Close: %v, %s", err, f.state())
+	}
+}
+
+// TestKernelSweep removes what a killed process has made, and nothing else.
+func TestKernelSweep(t *testing.T) {
+	f := newFakeKernel("tap0", "tap1")
+	if err := fakeBond(f).Up(); err != nil { // and is killed
+		t.Fatal(err)
+	}
+	sweep := func(want string) {
+		t.Helper()
+		if err := (&Kernel{connect: f.connect}).Sweep(); err != nil || f.state() != want {
+			t.Errorf("%v, left is %s, want %s", err, f.state(), want)
+		}
+	}
+	sweep("tap0; tap1")
+	sweep("tap0; tap1")
+	f.add("bond0", "bond")
+	sweep("tap0; tap1; bond0")
+	f.refuse["get"] = syscall.EBUSY
+	if err := (&Kernel{connect: f.connect}).Sweep(); !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -285,6 +309,55 @@ func TestKernelRun(t *testing.T) {
 	if err := <-done; err != end || f.state() != "tap0; tap1" {
 		t.Errorf("got %v, %s", err, f.state())
 	}
+}
+
+// TestKernelNewsLost: what the kernel drops behind the first news that it had to drop,
+// of which it says nothing, is seen; and an odd error is not the end of news.
+func TestKernelNewsLost(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		f := newFakeKernel("tap0", "tap1")
+		k := fakeBond(f)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- k.Run(ctx) }()
+		time.Sleep(time.Minute)
+		spoil := func(tell bool) {
+			f.with(func() {
+				f.find("bond0").bond[optMIIMon.attr] = nl.Uint32Attr(7)
+				if tell {
+					f.tell(unix.RTM_NEWLINK, f.find("bond0"))
+				}
+			})
+		}
+		mended := func() {
+			t.Helper()
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if got := f.find("bond0").bond[optMIIMon.attr]; !slices.Equal(got, nl.Uint32Attr(100)) {
+				t.Errorf("miimon is %v", got)
+			}
+		}
+		wake := func() { f.tell(unix.RTM_NEWLINK, f.find("tap0")) }
+		f.with(func() { wake(); f.lost = true })
+		time.Sleep(lookAgain / 2)
+		spoil(false)
+		time.Sleep(lookAgain)
+		mended()
+
+		f.with(func() { wake(); f.refuse["receive"] = syscall.EIO })
+		time.Sleep(lookAgain / 2)
+		spoil(false)
+		time.Sleep(lookAgain)
+		mended()
+		time.Sleep(time.Minute)
+		spoil(true)
+		time.Sleep(lookAgain)
+		mended()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }
 
 // TestKernelRunFails has what Run cannot begin or end with.

@@ -54,6 +54,8 @@ type peerKey struct {
 	name string
 }
 
+func keyOf(m packet.Member) peerKey { return peerKey{m.ID, m.Name} }
+
 // name is what events call the peer: several may have one credential.
 func (p *peer) name() string {
 	name := p.member.Name
@@ -96,7 +98,7 @@ func (b *Bond) census(lanes []*lane, now time.Time) {
 			if b.mine(m) {
 				continue
 			}
-			key := peerKey{m.ID, m.Name}
+			key := keyOf(m)
 			p := b.peers[key]
 			if p == nil {
 				b.met++

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -16,13 +17,14 @@ import (
 // servers that tell whom they reach, members that vote, and bonds that follow their
 // carriers. Its time is a number, and what happens at a time is in a list.
 type poll struct {
-	t       *testing.T
-	now     time.Time
-	todo    []todo
-	servers []map[int]bool // server → members that have a link, as it sees it
-	members []*voter
-	delay   func() time.Duration // of REACH and of what an end learns of the other
-	told    map[[2]int]time.Time // until then nothing is told later: links keep the order
+	t        *testing.T
+	now      time.Time
+	todo     []todo
+	servers  []map[int]bool // server → members that have a link, as it sees it
+	members  []*voter
+	networks map[int][]netip.Prefix // behind members
+	delay    func() time.Duration   // of REACH and of what an end learns of the other
+	told     map[[2]int]time.Time   // until then nothing is told later: links keep the order
 }
 
 type todo struct {
@@ -134,7 +136,7 @@ func (v *voter) decide(p *poll) {
 func (p *poll) tell(server int) {
 	var list []packet.Member
 	for m := range p.servers[server] {
-		list = append(list, packet.Member{ID: p.members[m].id})
+		list = append(list, packet.Member{ID: p.members[m].id, Name: fmt.Sprint("m", m), Networks: p.networks[m]})
 	}
 	for m := range p.servers[server] {
 		at := p.now.Add(p.delay())

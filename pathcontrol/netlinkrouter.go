@@ -216,6 +216,22 @@ func (r *NetlinkRouter) up() error {
 	return nil
 }
 
+// Sweep removes the routes that killed routers have left, of this Protocol in this
+// Table, whatever their Metric. Routers that run keep theirs, this one included: it
+// is for a program to call once all its routers are up, when it may have had more of
+// them before, or with other metrics. It needs no other field, nor Up.
+func (r *NetlinkRouter) Sweep() error {
+	k, err := openRouteKernel("")
+	if err != nil {
+		return fmt.Errorf("pathcontrol: %w", err)
+	}
+	defer k.close()
+	if err := r.sweep(k); err != nil {
+		return fmt.Errorf("pathcontrol: %w", err)
+	}
+	return nil
+}
+
 // Use leads all networks by the path, or by none if path is empty: then the routes
 // are removed. It calls Up if nobody has. What it does is described at the type; an
 // error says by which way the networks go now. It does not wait for anything, so

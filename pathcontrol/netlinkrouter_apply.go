@@ -219,6 +219,30 @@ func (r *NetlinkRouter) clear(k *routeKernel) error {
 	return errors.Join(err, again)
 }
 
+// sweep removes routes of metrics of which nobody has the lock.
+func (r *NetlinkRouter) sweep(k *routeKernel) error {
+	have, err := k.routes(r.table(), r.protocol())
+	if err != nil {
+		return err
+	}
+	left := make(map[uint32][]routeEntry)
+	for _, e := range have {
+		left[e.metric] = append(left[e.metric], e)
+	}
+	var errs []error
+	for metric, routes := range left {
+		unlock, err := k.lock((&NetlinkRouter{Protocol: r.Protocol, Table: r.Table, Metric: int(metric)}).lock())
+		if err != nil {
+			continue // a router that runs has it
+		}
+		removed, err := r.apply(k, routePlan{removals: appendRemovals(nil, routes)})
+		unlock()
+		errs = append(errs, err)
+		r.logger().Warn("a predecessor has left routes", "removed", removed, "metric", metric)
+	}
+	return errors.Join(errs...)
+}
+
 // clearProbes removes the rules and tables of single paths, if they are ours.
 func (r *NetlinkRouter) clearProbes(k *routeKernel) error {
 	if !r.probes {

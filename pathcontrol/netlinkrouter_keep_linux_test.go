@@ -248,6 +248,30 @@ func TestRouterKilled(t *testing.T) {
 	})
 }
 
+// TestRouterSweep: what killed routers have left goes, whatever the next process
+// has, and what others have stays: a router that runs, another table or protocol.
+func TestRouterSweep(t *testing.T) {
+	inHost(t, func(t *testing.T, self *routeHost) {
+		w := newTwoPaths(self)
+		runs := w.router()
+		runs.Metric = 71
+		self.must(runs.Use(t.Context(), "a"))
+		self.route("10.200.0.0/16", aAddr6, "link", func(r *netlink.Route) { r.Protocol, r.Priority, r.Table = DefaultRouteProtocol, 70, 77 })
+		self.route("10.200.0.0/16", aAddr6, "link", func(r *netlink.Route) { r.Priority = 72 })
+		before := self.dump(nobody)
+		for _, to := range []string{"10.201.0.0/16", "fd00:200::/32", "10.202.0.0/16"} {
+			for _, metric := range []int{70, 72} {
+				self.route(to, aAddr6, "link", func(r *netlink.Route) { r.Protocol, r.Priority = DefaultRouteProtocol, metric })
+			}
+		}
+		for range 2 {
+			self.must((&NetlinkRouter{}).Sweep())
+			sameDump(t, before, self.dump(nobody))
+		}
+		self.must(runs.Close())
+	})
+}
+
 // TestRouterChild is not a test: it is the process that TestRouterKilled kills.
 func TestRouterChild(t *testing.T) {
 	if os.Getenv(routeChild) == "" {

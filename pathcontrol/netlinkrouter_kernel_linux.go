@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -159,17 +160,27 @@ func (k *routeKernel) ask(request []byte, f func(syscall.NetlinkMessage)) error 
 	}
 }
 
+// newsQuiet is how long no news have to come to be sure that none is left.
+const newsQuiet = 10 * time.Millisecond
+
 // watch tells of changes that can have to do with the router's routes, until
 // unwatch. The channel must have room for one.
 func (r *NetlinkRouter) watch(k *routeKernel, news chan<- struct{}) {
 	concerns := r.concerns(k.port)
+	quiet := unix.NsecToTimeval(newsQuiet.Nanoseconds())
 	for {
 		list, _, err := k.events.Receive()
 		matters := false
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			// More has happened than the socket can hold: all is looked at.
+			// More has happened than the socket can hold: all is looked at, and
+			// again when nothing is left to read. Until then the kernel drops what
+			// happens without a further word.
+			_ = k.events.SetReceiveTimeout(&quiet) // fails never
 			r.lost()
+			matters = true
+		case errors.Is(err, unix.EAGAIN):
+			_ = k.events.SetReceiveTimeout(&unix.Timeval{})
 			matters = true
 		case err != nil:
 			return // by unwatch; else the regular looks must do

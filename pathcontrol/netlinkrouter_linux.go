@@ -35,11 +35,14 @@ type routeKernel struct {
 	done   chan struct{} // closed by close
 }
 
-// openRouteKernel opens the namespace of this thread and takes the lock.
+// openRouteKernel opens the namespace of this thread and takes the lock, if one is
+// named.
 func openRouteKernel(lock string) (*routeKernel, error) {
 	k := &routeKernel{done: make(chan struct{})}
-	if _, err := k.lock(lock); err != nil {
-		return nil, err
+	if lock != "" {
+		if _, err := k.lock(lock); err != nil {
+			return nil, err
+		}
 	}
 	err := k.open()
 	if err != nil {

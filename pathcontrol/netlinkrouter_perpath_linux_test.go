@@ -41,7 +41,7 @@ func TestRouterPerPath(t *testing.T) {
 			if path != "" {
 				d.Control = r.Control(path)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			c, err := d.DialContext(ctx, "tcp", address)
 			if err == nil {

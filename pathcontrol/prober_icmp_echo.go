@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -145,9 +146,14 @@ func (e *echoer) send(seq uint16, r *request) error {
 // sendError is one of this host.
 type sendError struct{ err error }
 
-func (e *sendError) Error() string        { return "cannot be sent: " + e.err.Error() }
-func (e *sendError) Unwrap() error        { return e.err }
-func (e *sendError) Is(target error) bool { return target == errStale }
+func (e *sendError) Error() string { return "cannot be sent: " + e.err.Error() }
+func (e *sendError) Unwrap() error { return e.err }
+
+// Is leads errors.Is to errStale, but where it is the neighbour that is missing: a
+// new socket finds it no sooner, and those who wait at this one would lose it.
+func (e *sendError) Is(target error) bool {
+	return target == errStale && !errors.Is(e.err, syscall.EHOSTUNREACH)
+}
 
 // readUntil reads for all until r is done.
 func (e *echoer) readUntil(ctx context.Context, r *request) error {

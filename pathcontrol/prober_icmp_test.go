@@ -232,6 +232,10 @@ func TestICMPWrite(t *testing.T) {
 	if !errors.Is(err, syscall.ENODEV) || !errors.Is(err, errStale) || err.Error() != "cannot be sent: no such device" {
 		t.Error(err)
 	}
+	f.refuse = []error{syscall.EHOSTUNREACH}
+	if _, err = e.probe(context.Background()); !errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, errStale) {
+		t.Error(err)
+	}
 	f.refuse = []error{net.ErrClosed}
 	if _, err = e.probe(context.Background()); err != ErrICMPClosed || !errors.Is(err, net.ErrClosed) {
 		t.Error(err)

@@ -123,7 +123,10 @@ func (k *Client) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		outage.Ended(policy, lasted)
-		wait := max(outage.Failed(policy, time.Now()), stayAway(err))
+		wait := outage.Failed(policy, time.Now())
+		if !wasAdmitted(err, lasted) {
+			wait = max(wait, stayAway(err))
+		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -150,6 +153,13 @@ func (k *Client) serve(ctx context.Context, c *Conn) error {
 		err = errClosed
 	}
 	return err
+}
+
+// wasAdmitted reports whether a link was denied that had been admitted before: as a rule
+// its credential has run out, and there is a new one for the next link.
+func wasAdmitted(err error, lasted time.Duration) bool {
+	var said *ByeError
+	return errors.As(err, &said) && said.Code == ByeDenied && said.RetryAfter == 0 && lasted > refusedWait
 }
 
 // stayAway is how long a client keeps away at least after an error.

@@ -82,6 +82,47 @@ func TestStayAway(t *testing.T) {
 	}
 }
 
+// Who is denied stays away, unless the link had worked before.
+func TestWasAdmitted(t *testing.T) {
+	denied := &ByeError{Code: ByeDenied, Remote: true}
+	for _, tt := range []struct {
+		err    error
+		lasted time.Duration
+		want   bool
+	}{
+		{denied, time.Minute, true},
+		{denied, time.Second, false},
+		{&ByeError{Code: ByeDenied, RetryAfter: time.Second}, time.Minute, false},
+		{&ByeError{Code: ByeReplaced}, time.Minute, false},
+		{io.EOF, time.Minute, false},
+	} {
+		if got := wasAdmitted(tt.err, tt.lasted); got != tt.want {
+			t.Errorf("%v after %v: %v", tt.err, tt.lasted, got)
+		}
+	}
+}
+
+// A client that comes and goes all the time fills no disk.
+func TestServerLogIsLimited(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newLinkWorld(t, nil)
+		k := w.client("one", func(k *Client) {
+			k.Backoff = Backoff{Min: time.Millisecond, Max: time.Millisecond}
+			k.Serve = func(context.Context, *Conn) error { return errLinkTest }
+		})
+		s := newStates(k)
+		stop, _ := w.start(k)
+		for range 100 {
+			<-s.up
+		}
+		stop()
+		w.server.Close()
+		if n := strings.Count(w.logged(), "\n"); n == 0 || n > 50 {
+			t.Errorf("%d lines of 100 links", n)
+		}
+	})
+}
+
 // A server that is away for a while is come back to soon, and is not stormed.
 func TestReconnect(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {

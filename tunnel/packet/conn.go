@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
+	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 // ConnOptions changes how a link works. The zero value, and a nil pointer, mean
@@ -304,6 +305,11 @@ func (c *Conn) fail(cause error) {
 	c.cause = cause
 	close(c.over)
 	c.mu.Unlock()
+	if cause == ErrDead || cause == ErrStalled {
+		// A FIN would queue behind what the peer never acknowledged, and where only one
+		// direction is cut, the peer would have to find out by itself.
+		_ = relay.Reset(c.conn)
+	}
 	closeBelow(c.conn)
 }
 

@@ -136,6 +136,10 @@ func (c *Conn) handle(kind byte, body []byte) error {
 		if len(body) > maxPing {
 			return malformed("PONG with %d bytes", len(body))
 		}
+		if !c.pings.expects() {
+			c.counts.ignored.Add(1)
+			return nil
+		}
 		var m pingMessage
 		if err := json.Unmarshal(body, &m); err != nil {
 			return malformed("PONG: %v", err)
@@ -146,10 +150,11 @@ func (c *Conn) handle(kind byte, body []byte) error {
 			c.counts.ignored.Add(1)
 			return nil
 		}
-		members, err := decodeReach(body)
+		members, skipped, err := decodeReach(body)
 		if err != nil {
 			return err
 		}
+		c.counts.skipped.Add(uint64(skipped))
 		c.mu.Lock()
 		c.reach = members
 		told := c.onReach

@@ -105,8 +105,8 @@ func (c *Conn) nudge() {
 // WriteBatch sends the packets of b in one write (over TLS in pieces of 128 KiB),
 // together with what there is to say of the link itself. What the peer does not take unfinished is finished
 // here, see [Segment]; a packet that cannot be, or that is numbered and would become several,
-// is dropped and counted: whoever numbers packets segments them before. It
-// waits while the peer does not read, up to ConnOptions.WriteTimeout without
+// is dropped and counted: whoever numbers packets segments them before. So is what is longer
+// than the link's MTU, which the far side would drop. It waits while the peer does not read, up to ConnOptions.WriteTimeout without
 // progress, which ends the link. The error is that of ReadBatch.
 func (c *Conn) WriteBatch(b *Batch) error {
 	c.writing.lock()
@@ -178,20 +178,31 @@ func (c *Conn) writePackets(b *Batch) error {
 
 // takes reports whether the peer takes all of b as it is.
 func (c *Conn) takes(b *Batch) bool {
-	if c.whole {
-		return true
-	}
 	for f := range b.Frames() {
-		if readHeader(f.Data).needs()&^c.remote.Offload != 0 {
+		if !c.whole && readHeader(f.Data).needs()&^c.remote.Offload != 0 || c.tooLong(f) {
 			return false
 		}
 	}
 	return true
 }
 
+// tooLong reports whether a packet, or what it is to be cut into, is longer than the
+// link's MTU. Most packets are shorter as they are.
+func (c *Conn) tooLong(f Frame) bool {
+	most := HeaderLen + c.MTU()
+	if c.local.Mode == TAP {
+		most += ethernetLen
+	}
+	return len(f.Data) > most && Check(f, c.local.Mode, c.MTU()) == ErrTooLong
+}
+
 // finish adds to the parts what Segment makes of a packet, all or nothing. The
 // error is that of the connection.
 func (c *Conn) finish(f Frame) error {
+	if c.tooLong(f) {
+		c.counts.tooLong.Add(1)
+		return nil
+	}
 	n, before, whole := 0, c.parts, true
 	var broken error
 	err := Segment(f, c.local.Mode, c.remote.Offload, func(part Frame) error {
@@ -253,23 +264,26 @@ func stalledOr(err error) error {
 }
 
 // SendReach tells the peer which members there are to reach, if it wants to
-// know. Only the newest is sent where they come faster than they are written. The
-// error says that there are too many, or why the link has ended.
+// know. Only the newest is sent where they come faster than they are written. What is
+// more than it may be told is left out: members that are out of the bounds of a
+// [Hello], and of 240 KiB of JSON the networks of those that have most of
+// them, then addresses, then the last members. The error is why the link has ended.
 func (c *Conn) SendReach(members []Member) error {
+	return c.sendReach(func() []byte {
+		frame, _ := encodeReach(members)
+		return frame
+	})
+}
+
+// sendReach is SendReach with a frame that others may get, too.
+func (c *Conn) sendReach(frame func() []byte) error {
 	if err := c.failure(); err != nil {
 		return err
 	}
 	if !c.out.reachWanted {
 		return nil
 	}
-	if members == nil {
-		members = []Member{}
-	}
-	b, err := appendControl(nil, typeReach, reachMessage{members})
-	if err != nil {
-		return err
-	}
-	c.out.setReach(b)
+	c.out.setReach(frame())
 	c.nudge()
 	return nil
 }

@@ -117,7 +117,9 @@ func TestDeviceNothingReadable(t *testing.T) {
 	if err := d.ReadBatch(NewBatch(0)); err != errUnreadable {
 		t.Error(err)
 	}
-	if s := d.Stats(); s.Unreadable != maxUnreadable {
+	// A signal can cut a read short, which then is a packet, and they are counted from
+	// the beginning again.
+	if s := d.Stats(); s.Unreadable < maxUnreadable || s.ReadPackets == 0 && s.Unreadable != maxUnreadable {
 		t.Errorf("%+v", s)
 	}
 }

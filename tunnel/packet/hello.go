@@ -25,14 +25,14 @@ const (
 	featureReach = "reach"
 )
 
-// Bounds on what a HELLO may hold.
+// Bounds on what a HELLO may hold, and REACH of each member.
 const (
-	maxName           = 256
-	maxFeatures       = 64
-	maxHelloAddresses = 16
-	maxHelloNetworks  = 256
-	minMTU            = 576 // RFC 791: what every host takes
-	maxMTU            = 65535
+	maxName      = 256
+	maxFeatures  = 64
+	maxAddresses = 16
+	maxNetworks  = 256
+	minMTU       = 576 // RFC 791: what every host takes
+	maxMTU       = 65535
 )
 
 // Hello is what one side of a link says of itself before anything else. What a
@@ -104,18 +104,18 @@ func (h Hello) check() error {
 		return fmt.Errorf("packet: HELLO with mode %d", int(h.Mode))
 	case h.MTU < minMTU || h.MTU > maxMTU:
 		return fmt.Errorf("packet: HELLO with an MTU of %d: it is %d to %d", h.MTU, minMTU, maxMTU)
-	case len(h.Addresses) > maxHelloAddresses || len(h.Networks) > maxHelloNetworks:
+	case len(h.Addresses) > maxAddresses || len(h.Networks) > maxNetworks:
 		return fmt.Errorf("packet: HELLO with %d addresses and %d networks", len(h.Addresses), len(h.Networks))
 	case !printable(h.Name) || !printable(h.Software):
 		return fmt.Errorf("packet: HELLO with a name that is longer than %d bytes or not to be printed", maxName)
 	}
 	for _, a := range h.Addresses {
-		if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() {
+		if badAddress(a) {
 			return fmt.Errorf("packet: HELLO with address %.60q", a)
 		}
 	}
 	for _, n := range h.Networks {
-		if !n.IsValid() || n.Addr().Is4In6() {
+		if badNetwork(n) {
 			return fmt.Errorf("packet: HELLO with network %.60q", n)
 		}
 	}

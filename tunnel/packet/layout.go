@@ -22,6 +22,8 @@ const (
 // Numbers of protocols.
 const (
 	protoHopByHop = 0
+	protoICMP     = 1
+	protoIGMP     = 2
 	protoTCP      = 6
 	protoUDP      = 17
 	protoDCCP     = 33

@@ -21,7 +21,8 @@ const (
 // pinger measures the way to the peer and back.
 type pinger struct {
 	mu       sync.Mutex
-	seq      uint64
+	seq      uint64 // of the last one, and so how many there were
+	answers  uint64 // that were looked at
 	recent   [pingWindow]sentPing
 	last     time.Duration
 	smoothed time.Duration
@@ -41,6 +42,18 @@ func (p *pinger) next(now time.Duration) pingMessage {
 	p.seq++
 	p.recent[p.seq%pingWindow] = sentPing{seq: p.seq, sent: now}
 	return pingMessage{Seq: p.seq, Sent: int64(now)}
+}
+
+// expects reports whether an answer is to be looked at: a few for each PING, so that a
+// flood of them costs no decoding.
+func (p *pinger) expects() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.answers >= 4*(p.seq+1) {
+		return false
+	}
+	p.answers++
+	return true
 }
 
 // pong takes an answer; what answers nothing is ignored.
@@ -84,7 +97,8 @@ func (p *pinger) stats(now, late time.Duration) (last, smoothed time.Duration, l
 type connCounts struct {
 	readPackets, readBytes       atomic.Uint64
 	writtenPackets, writtenBytes atomic.Uint64
-	bad, unfit, ignored          atomic.Uint64
+	bad, unfit, tooLong          atomic.Uint64
+	ignored, skipped             atomic.Uint64
 }
 
 // ConnStats is how a link does.
@@ -106,9 +120,16 @@ type ConnStats struct {
 	// Unfit how many of ours because the peer does not take them as they were.
 	Bad   uint64 `json:"bad"`
 	Unfit uint64 `json:"unfit"`
+	// TooLong is how many packets of ours were dropped because they, or segments of
+	// them, were longer than the link's MTU: the network behind the peer would not
+	// take them.
+	TooLong uint64 `json:"tooLong"`
 	// Ignored is how many control frames of the peer were skipped: of an unknown
-	// type, not wanted, or too many PINGs.
+	// type, not wanted, or too many PINGs or PONGs.
 	Ignored uint64 `json:"ignored"`
+	// SkippedMembers is how many members the peer told of that were out of bounds, in
+	// all its REACH together.
+	SkippedMembers uint64 `json:"skippedMembers"`
 }
 
 // Stats tells how the link does. It can be called at any time.
@@ -116,7 +137,8 @@ func (c *Conn) Stats() ConnStats {
 	s := ConnStats{
 		ReadPackets: c.counts.readPackets.Load(), ReadBytes: c.counts.readBytes.Load(),
 		WrittenPackets: c.counts.writtenPackets.Load(), WrittenBytes: c.counts.writtenBytes.Load(),
-		Bad: c.counts.bad.Load(), Unfit: c.counts.unfit.Load(), Ignored: c.counts.ignored.Load(),
+		Bad: c.counts.bad.Load(), Unfit: c.counts.unfit.Load(), TooLong: c.counts.tooLong.Load(),
+		Ignored: c.counts.ignored.Load(), SkippedMembers: c.counts.skipped.Load(),
 	}
 	s.RTT, s.Smoothed, s.Loss = c.pings.stats(time.Since(c.born), 2*c.o.Ping)
 	return s

@@ -47,7 +47,7 @@ func (e *PumpError) Unwrap() error { return e.Err }
 // ctx.
 //
 // Before, it sets d up as the far end needs it, if d has the methods of a Device:
-// the MTU is lowered to the link's, unfinished packets are handed over as far as
+// the MTU is lowered to the link's, but not below the 1280 of IPv6, unfinished packets are handed over as far as
 // the far end takes them, and the carrier is on as long as the Pump runs. The MSS of TCP
 // connections that begin is lowered to what the link's MTU allows, in both
 // directions, see [ClampMSS].
@@ -96,6 +96,10 @@ type (
 	interruptible interface{ SetReadDeadline(t time.Time) error }
 )
 
+// leastDeviceMTU is what IPv6 needs (RFC 8200, §5): a device with less loses its IPv6
+// addresses for good.
+const leastDeviceMTU = 1280
+
 // prepare sets d up for the link.
 func prepare(d Port, c *Conn, o *PumpOptions) error {
 	log := o.Logger
@@ -103,7 +107,7 @@ func prepare(d Port, c *Conn, o *PumpOptions) error {
 		log = slog.New(slog.DiscardHandler)
 	}
 	if s, ok := d.(mtuSetter); ok && !o.NoMTU {
-		if err := s.SetMTU(c.MTU()); err != nil {
+		if err := s.SetMTU(max(c.MTU(), leastDeviceMTU)); err != nil {
 			return err
 		}
 	}

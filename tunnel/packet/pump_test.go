@@ -112,6 +112,23 @@ func TestPump(t *testing.T) {
 	}
 }
 
+// A peer does not take the IPv6 addresses of a device away by its MTU.
+func TestPumpMTU(t *testing.T) {
+	d := newPumpPort()
+	a, b := linkPair(t, Hello{Mode: TUN, Offload: OffloadAll}, Hello{Mode: TUN, MTU: minMTU, Offload: OffloadAll}, nil, nil)
+	linkRun(t, b)
+	linkDrain(b, nil)
+	end := make(chan error, 1)
+	go func() { end <- Pump(t.Context(), d, a, nil) }()
+	d.in <- linkPacket(minMTU+1, 1)
+	untilLink(t, "the packet is dropped", func() bool { return a.Stats().TooLong == 1 })
+	b.Close()
+	soon(t, end)
+	if d.mtu != 1280 {
+		t.Errorf("MTU %d", d.mtu)
+	}
+}
+
 // Whatever ends a Pump, it says which side, and closes the link and not the device.
 func TestPumpEnds(t *testing.T) {
 	for _, tt := range []struct {

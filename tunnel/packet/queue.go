@@ -17,6 +17,10 @@ const (
 	// queueStall is how long a writer may take for a piece before it counts as
 	// stalled.
 	queueStall = 100 * time.Millisecond
+	// queueLeast is what a frame counts for at least: a writer's time goes by frames as
+	// much as by bytes, and whoever fills a queue with small ones must not have the
+	// others wait for longer than with large ones.
+	queueLeast = 256
 	// queueShare is how many times the free room one source may hold.
 	queueShare = 4
 	// A buffer begins with queueSmall bytes, grows by doubling, and is given back when
@@ -39,7 +43,8 @@ const (
 // for Run, which is called once.
 type Queue struct {
 	// Limit is how many bytes may wait, what is being written included; 0
-	// means [DefaultQueue]. An empty queue takes one frame of any size.
+	// means [DefaultQueue]. A frame of less than 256 bytes counts as so many. An empty
+	// queue takes one frame of any size.
 	Limit int
 
 	mu      sync.Mutex
@@ -47,7 +52,9 @@ type Queue struct {
 	room    sync.Cond // PutWait waits for room
 	pending *Batch
 	writing *Batch
-	unsent  int  // bytes of writing that are not written yet
+	weight  int  // what the frames of pending count for
+	heavy   int  // what those of writing count for that are not written yet
+	unsent  int  // bytes of them
 	late    int  // and frames
 	idle    bool // Run waits for work
 	closed  bool // Run has returned
@@ -68,8 +75,8 @@ type Queue struct {
 
 // share is what a source holds of pending; of an earlier turn it is nothing.
 type share struct {
-	turn  uint64
-	bytes int
+	turn   uint64
+	weight int
 }
 
 // QueueStats is what a [Queue] did since it was made.
@@ -180,7 +187,7 @@ func (q *Queue) flush() (crowded bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.wake()
-	return q.waiting() > q.limit()/4
+	return q.load() > q.limit()/4
 }
 
 // wake wakes the writer if it sleeps and there is something; q.mu is held.
@@ -201,6 +208,9 @@ func (q *Queue) limit() int {
 // sizeOf is the most that a frame takes on the wire.
 func sizeOf(f Frame) int { return frameHead + numberLen + len(f.Data) }
 
+// load is what the frames in the queue count for; q.mu is held.
+func (q *Queue) load() int { return q.heavy + q.weight }
+
 // waiting is how many bytes are in the queue; q.mu is held.
 func (q *Queue) waiting() int {
 	if q.pending == nil {
@@ -211,18 +221,18 @@ func (q *Queue) waiting() int {
 
 // fits reports whether there is room; q.mu is held.
 func (q *Queue) fits(f Frame, source int) bool {
-	waiting := q.waiting()
-	if waiting == 0 {
+	load := q.load()
+	if load == 0 {
 		return true
 	}
-	free := q.limit() - waiting - sizeOf(f)
+	free := q.limit() - load - max(sizeOf(f), queueLeast)
 	if free < 0 {
 		return false
 	}
 	if source == anonymous || source >= len(q.shares) || q.shares[source].turn != q.turn {
 		return true
 	}
-	return q.shares[source].bytes <= queueShare*free
+	return q.shares[source].weight <= queueShare*free
 }
 
 // append takes f or drops it; q.mu is held.
@@ -243,6 +253,8 @@ func (q *Queue) append(f Frame, source int) bool {
 	n := q.pending.Size() - before
 	q.frames++
 	q.bytes += uint64(n)
+	n = max(n, queueLeast)
+	q.weight += n
 	if source != anonymous {
 		if source >= len(q.shares) {
 			q.shares = append(q.shares, make([]share, source+1-len(q.shares))...)
@@ -251,7 +263,7 @@ func (q *Queue) append(f Frame, source int) bool {
 		if s.turn != q.turn {
 			*s = share{turn: q.turn}
 		}
-		s.bytes += n
+		s.weight += n
 	}
 	return true
 }
@@ -327,6 +339,7 @@ func (q *Queue) take(ctx context.Context) *Batch {
 	q.shrink(b.Size(), next)
 	q.pending, q.writing = next, b
 	q.unsent, q.late = b.Size(), b.Len()
+	q.heavy, q.weight = q.weight, 0
 	q.turn++
 	return b
 }
@@ -352,41 +365,43 @@ func (q *Queue) write(p Port, b *Batch) error {
 		if err := p.WriteBatch(b); err != nil {
 			return err
 		}
-		q.moved(q.unsent, q.late) // only Run changes these
+		q.moved(q.unsent, q.late, q.heavy) // only Run changes these
 		return nil
 	}
 	for rest := b.data; len(rest) > 0; {
-		size, n := cutPiece(rest, queueChunk)
+		size, n, weight := cutPiece(rest, queueChunk)
 		q.piece.borrow(rest[:size], n)
 		if err := p.WriteBatch(&q.piece); err != nil {
 			return err
 		}
-		q.moved(size, n)
+		q.moved(size, n, weight)
 		rest = rest[size:]
 	}
 	return nil
 }
 
 // cutPiece returns the length of the longest run of whole frames that is within most,
-// one frame at least, and how many they are.
-func cutPiece(data []byte, most int) (size, frames int) {
+// one frame at least, how many they are, and what they count for.
+func cutPiece(data []byte, most int) (size, frames, weight int) {
 	for rest := data; len(rest) >= frameHead; {
 		_, _, next := cutFrame(rest)
 		if end := len(data) - len(next); frames == 0 || end <= most {
-			size, frames, rest = end, frames+1, next
+			size, frames, weight = end, frames+1, weight+max(len(rest)-len(next), queueLeast)
+			rest = next
 			continue
 		}
 		break
 	}
-	return size, frames
+	return size, frames, weight
 }
 
 // moved notes that a piece was written.
-func (q *Queue) moved(size, frames int) {
+func (q *Queue) moved(size, frames, weight int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.unsent -= size
 	q.late -= frames
+	q.heavy -= weight
 	q.moves++
 	q.stalled = false
 	if q.waiters > 0 {
@@ -404,7 +419,7 @@ func (q *Queue) close() {
 		q.dropped += uint64(q.pending.Len())
 	}
 	q.pending, q.writing, q.piece, q.shares = nil, nil, Batch{}, nil
-	q.unsent, q.late = 0, 0
+	q.unsent, q.late, q.heavy, q.weight = 0, 0, 0, 0
 	if q.waiters > 0 {
 		q.room.Broadcast()
 	}

@@ -54,7 +54,7 @@ func TestQueueOrder(t *testing.T) {
 		var q Queue
 		var got []int
 		var numbered, batches int
-		const frames = 5000
+		const frames = 4000
 		for n := range frames / 2 { // what is put before Run is kept, as far as there is room
 			if !q.Put(queued(n, 100)) {
 				t.Fatalf("frame %d was dropped", n)
@@ -152,6 +152,36 @@ func TestQueueFull(t *testing.T) {
 			t.Errorf("%d frames written", written)
 		}
 		stop()
+	})
+}
+
+// Small frames count for more than their bytes: a writer needs its time for each, and
+// a queue full of them must not hold up the others for longer than with large ones.
+func TestQueueSmallFrames(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		q := Queue{Limit: 100 * queueLeast}
+		for range 1000 {
+			q.from(queued(0, 60), 0)
+		}
+		if n := q.Stats().Frames; n != 80 {
+			t.Errorf("one source has %d of 100", n)
+		}
+		if !q.from(queued(1, 60), 1) {
+			t.Error("another has no room")
+		}
+		// What was written is free again, in one piece and in several.
+		for _, size := range []int{60, 200, queueChunk} {
+			stop := runQueue(&q, writerFunc(func(*Batch) error { return nil }))
+			q.Put(queued(2, size))
+			q.Put(queued(3, size))
+			synctest.Wait()
+			if n := q.load(); n != 0 || q.Stats().Waiting != 0 {
+				t.Errorf("frames of %d bytes: the empty queue counts %d", size, n)
+			}
+			stop()
+			q = Queue{Limit: 1 << 20}
+			q.Put(queued(1, 60))
+		}
 	})
 }
 

@@ -33,8 +33,8 @@ const (
 	// DropNeighbor: a neighbour solicitation or advertisement (RFC 4861) that speaks
 	// for another, or is malformed.
 	DropNeighbor
-	// DropRouter: it solicits or advertises a router, redirects, or queries multicast
-	// listeners. None of that is for peers.
+	// DropRouter: it solicits or advertises a router, redirects, renumbers, tells or asks
+	// for an address mask, or queries multicast listeners. None of that is for peers.
 	DropRouter
 	// DropDHCP: the answer of a DHCP server, version 4 or 6.
 	DropDHCP
@@ -85,12 +85,6 @@ type rules struct {
 	networks []netip.Prefix // what else it may send from
 	id       uint64         // of what it numbers
 }
-
-// maxOwn and maxNetworks bound what one member may name.
-const (
-	maxOwn      = 64
-	maxNetworks = 1024
-)
 
 func newRules(own []netip.Addr, networks []netip.Prefix, id uint64) rules {
 	r := rules{own: own, id: id}
@@ -149,19 +143,24 @@ func isSomebodys(a netip.Addr) bool {
 }
 
 // allowedAddresses returns the addresses of those that a member names which its rules allow,
-// and the others. A rule of exactly one address counts also if the member does
-// not name it.
+// at most maxAddresses, and the others. One that names none has the one
+// address that its rules allow, if that is a single one.
 func allowedAddresses(named []netip.Addr, may []netip.Prefix) (own, beyond []netip.Addr) {
-	for _, p := range may {
-		if a := p.Addr().Unmap(); p.IsSingleIP() && isSomebodys(a) && !slices.Contains(own, a) {
-			own = append(own, a)
+	if len(named) == 0 {
+		for _, p := range may {
+			if p.IsSingleIP() {
+				named = append(named, p.Addr())
+			}
+		}
+		if len(named) > 1 {
+			return nil, nil // which of them it has, nobody knows
 		}
 	}
 	for _, a := range named {
 		a = a.Unmap()
 		switch {
 		case slices.Contains(own, a):
-		case len(own) < maxOwn && isSomebodys(a) && contain(may, a):
+		case len(own) < maxAddresses && isSomebodys(a) && contain(may, a):
 			own = append(own, a)
 		default:
 			beyond = append(beyond, a)
@@ -180,8 +179,8 @@ func contain(prefixes []netip.Prefix, a netip.Addr) bool {
 }
 
 // allowedNetworks returns what the networks that a member names and those of its
-// rules have in common.
-func allowedNetworks(named, may []netip.Prefix) (common []netip.Prefix) {
+// rules have in common, at most maxNetworks, and whether there is more.
+func allowedNetworks(named, may []netip.Prefix) (common []netip.Prefix, more bool) {
 	for _, n := range named {
 		for _, m := range may {
 			if !n.IsValid() || !m.IsValid() || !n.Overlaps(m) {
@@ -191,10 +190,14 @@ func allowedNetworks(named, may []netip.Prefix) (common []netip.Prefix) {
 			if m.Bits() > n.Bits() {
 				p = m
 			}
-			if p = p.Masked(); len(common) < maxNetworks && !slices.Contains(common, p) {
-				common = append(common, p)
+			if p = p.Masked(); slices.Contains(common, p) {
+				continue
 			}
+			if len(common) == maxNetworks {
+				return common, true
+			}
+			common = append(common, p)
 		}
 	}
-	return common
+	return common, false
 }

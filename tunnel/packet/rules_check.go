@@ -64,6 +64,10 @@ func (r *rules) checkIP(f Frame, ip *parsed, mac uint64, v *switchView, p *switc
 	}
 	if !ip.later {
 		switch ip.proto {
+		case protoICMP, protoIGMP:
+			if d := ip.checkICMPv4(); d != dropNone {
+				return d
+			}
 		case protoICMPv6:
 			if d := r.checkICMPv6(ip, own, mac); d != dropNone {
 				return d
@@ -115,6 +119,35 @@ func (ip *parsed) checkUDP() Drop {
 	return dropNone
 }
 
+// Types of ICMP for IPv4 and of IGMP, as IANA has them.
+const (
+	icmp4Redirect  = 5
+	icmp4Router    = 9
+	icmp4AskRouter = 10
+	icmp4AskMask   = 17
+	icmp4Mask      = 18
+	igmpQuery      = 0x11
+)
+
+// checkICMPv4 refuses what only routers say, and what is said to them only.
+func (ip *parsed) checkICMPv4() Drop {
+	if len(ip.payload) == 0 {
+		return DropMalformed
+	}
+	kind := ip.payload[0]
+	if ip.proto == protoIGMP {
+		if kind == igmpQuery {
+			return DropRouter
+		}
+		return dropNone
+	}
+	switch kind {
+	case icmp4Redirect, icmp4Router, icmp4AskRouter, icmp4AskMask, icmp4Mask:
+		return DropRouter
+	}
+	return dropNone
+}
+
 // Types of ICMPv6, as IANA has them.
 const (
 	icmpQuery         = 130
@@ -125,6 +158,7 @@ const (
 	icmpSolicit       = 135
 	icmpAdvertise     = 136
 	icmpRedirect      = 137
+	icmpRenumber      = 138
 	icmpInverseAsk    = 141
 	icmpInverse       = 142
 	icmpReport2       = 143
@@ -146,7 +180,7 @@ func (r *rules) checkICMPv6(ip *parsed, own bool, mac uint64) Drop {
 		return DropMalformed
 	}
 	switch kind := b[0]; {
-	case kind == icmpQuery, kind == icmpAskRouter, kind == icmpRouter, kind == icmpRedirect,
+	case kind == icmpQuery, kind == icmpAskRouter, kind == icmpRouter, kind == icmpRedirect, kind == icmpRenumber,
 		icmpRouterFirst <= kind && kind <= icmpRouterLast:
 		return DropRouter
 	case kind == icmpInverseAsk, kind == icmpInverse:
@@ -185,7 +219,8 @@ func checkLinkOptions(b []byte, mac uint64, nameless bool) Drop {
 }
 
 // checkARP checks an ARP packet, RFC 826: it comes from who it says, and that is an own
-// address, or, in a request, none yet (RFC 5227).
+// address; or in a request, none yet, and it asks for an own one (RFC 5227): whoever
+// detects a duplicate of another's address makes the other give it up.
 func (r *rules) checkARP(b []byte, mac uint64) Drop {
 	const (
 		ethernetIPv4 = 0x0001_0800_0604 // types of hardware and protocol, lengths of addresses
@@ -197,11 +232,12 @@ func (r *rules) checkARP(b []byte, mac uint64) Drop {
 		return DropARP
 	}
 	op, sender := binary.BigEndian.Uint16(b[6:]), netip.AddrFrom4([4]byte(b[14:18]))
+	if op == request && sender.IsUnspecified() {
+		sender = netip.AddrFrom4([4]byte(b[24:28]))
+	}
 	switch {
 	case op != request && op != reply:
 		return DropARP
-	case op == request && sender.IsUnspecified():
-		return dropNone
 	case !r.isOwn(sender):
 		return DropARP
 	}

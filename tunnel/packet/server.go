@@ -11,6 +11,7 @@ import (
 
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
 	"github.com/rhizome-tunnel/rhizome/tunnel/internal/admit"
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 )
 
 // ErrServerClosed is returned by Serve after Shutdown or Close. It is a
@@ -47,7 +48,9 @@ type Server struct {
 	// and NoReach are not used.
 	Conn *ConnOptions
 	// MaxLinks is how many links there may be, by default 256, and
-	// MaxLinksPerName how many of one identity, by default 8: more get 429.
+	// MaxLinksPerName how many of one identity, by default 8: more get 429. So does an
+	// identity that has more than four times as many as are free, so that a few never
+	// lock the others out.
 	MaxLinks, MaxLinksPerName int
 	// MaxStrangers is how many connections may be unauthenticated at a time, by default
 	// 1024: more cost the oldest of the network that has most of them its own.
@@ -59,9 +62,11 @@ type Server struct {
 	// can go over to other servers, by default 1 s. Negative means that only its
 	// context bounds it.
 	DrainTimeout time.Duration
-	// Logger gets one line per event. Nil means silent.
+	// Logger gets one line per event, of what clients cause up to 20 lines a
+	// second. Nil means silent.
 	Logger *slog.Logger
 
+	lines    guard.LogLimit // of what clients can cause
 	admitted admit.Set
 
 	mu       sync.Mutex
@@ -187,14 +192,17 @@ func (s *Server) enter(k *serverLink) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := k.identity.Cluster + "/" + k.identity.Name
+	free := orDefault(s.MaxLinks, 256) - len(s.links)
 	full := ""
 	switch {
 	case s.draining:
 		return &connect.Error{Reason: connect.ErrUnavailable, RetryAfter: time.Second, Detail: "the server is shutting down"}
-	case len(s.links) >= orDefault(s.MaxLinks, 256):
+	case free <= 0:
 		full = "the server has as many links as it may"
 	case s.names[name] >= orDefault(s.MaxLinksPerName, 8):
 		full = "this identity has as many links as it may"
+	case s.names[name] > 4*free:
+		full = "this identity has its share of the links that the server may have"
 	}
 	if full != "" {
 		return &connect.Error{Reason: connect.ErrLimit, RetryAfter: 5 * time.Second, Detail: full}

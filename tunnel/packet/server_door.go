@@ -190,7 +190,7 @@ func (d *door) refuse(c net.Conn, err error) {
 // serveLink upgrades a connection to a link and serves it to its end.
 func (d *door) serveLink(ctx context.Context, c net.Conn, p *Peer, k *serverLink, o *ConnOptions, stranger *guard.Stranger) {
 	s := d.server
-	log := s.logger().With("remote", p.RemoteAddr.String(), "cluster", k.identity.Cluster, "name", k.identity.Name)
+	log := s.lines.Logger(s.logger()).With("remote", p.RemoteAddr.String(), "cluster", k.identity.Cluster, "name", k.identity.Name)
 	_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
 	if err := protocol().Switch(c); err != nil {
 		closeBelow(c)

@@ -276,6 +276,34 @@ func TestShutdownDrained(t *testing.T) {
 	})
 }
 
+// A few identities that take all the links which they may leave some for the others.
+func TestLinksAreShared(t *testing.T) {
+	s := &Server{MaxLinks: 256, MaxLinksPerName: 64}
+	s.init()
+	defer s.cancel(nil)
+	enter := func(name string) error { return s.enter(&serverLink{identity: Identity{Cluster: "a", Name: name}}) }
+	for i := range 64 {
+		for _, name := range []string{"one", "two", "three", "four"} {
+			if err := enter(name); err != nil && i < 50 {
+				t.Fatalf("%s, link %d: %v", name, i, err)
+			}
+		}
+	}
+	for i := range 10 {
+		if err := enter(fmt.Sprint("other ", i)); err != nil {
+			t.Errorf("another, of %d links: %v", len(s.links), err)
+		}
+	}
+	small := &Server{MaxLinks: 2}
+	small.init()
+	defer small.cancel(nil)
+	for i, want := range []bool{true, true, false} {
+		if err := small.enter(&serverLink{}); (err == nil) != want {
+			t.Errorf("link %d of a server with two: %v", i, err)
+		}
+	}
+}
+
 // A credential that does not hold any more has 30 s, with DRAIN, and then BYE denied.
 func TestCredentialEnds(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
@@ -297,8 +325,37 @@ func TestCredentialEnds(t *testing.T) {
 			t.Errorf("%v after %v", c.failure(), d)
 		}
 		time.Sleep(time.Minute)
-		if all, _ := s.list(); len(all) < 3 || len(all) > 20 {
+		if all, _ := s.list(); len(all) < 3 || len(all) > 40 {
 			t.Errorf("%d tries in a minute: %v", len(all), all)
+		}
+		stop()
+		w.server.Close()
+	})
+}
+
+// A client that has a new certificate when the old one runs out comes back at once, and
+// not after the time for those who are refused.
+func TestCredentialRenewed(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		w := newLinkWorld(t, nil)
+		k := w.client("one", func(k *Client) {
+			old := w.tlsFor(tunneltest.CertOptions{CommonName: "one", Cluster: "a", NotAfter: time.Now().Add(time.Hour)}).Certificates[0]
+			renewed := w.tlsFor(tunneltest.CertOptions{CommonName: "one", Cluster: "a"}).Certificates[0]
+			start := time.Now()
+			k.TLS = &tls.Config{RootCAs: w.ca.Pool(), GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if time.Since(start) < time.Minute {
+					return &old, nil
+				}
+				return &renewed, nil
+			}}
+		})
+		s := newStates(k)
+		stop, _ := w.start(k)
+		<-(<-s.up).Done()
+		ended := time.Now()
+		<-s.up
+		if d := time.Since(ended); d > time.Second {
+			t.Errorf("back after %v", d)
 		}
 		stop()
 		w.server.Close()

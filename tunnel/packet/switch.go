@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rhizome-tunnel/rhizome/tunnel/internal/guard"
 )
 
 // Errors of [Switch.Serve].
@@ -58,8 +61,9 @@ var (
 //
 // A router sends a packet to the port with the longest prefix among own addresses
 // and named networks. The newest port wins a tie, but none against the own addresses
-// of a trusted port, which nobody can have. A packet never goes back to where it came
-// from.
+// of a trusted port, which nobody can have. So members whose rules have networks in
+// common have to trust each other: who names a part of one, or comes later, gets its
+// packets. A packet never goes back to where it came from.
 //
 // No port waits for another: each has a [Queue] whose frames are dropped when it
 // is full, and a share of it for each source. The exception is a trusted port that has
@@ -71,7 +75,8 @@ var (
 type Switch struct {
 	// Mode is what packets are.
 	Mode Mode
-	// MaxPorts is how many ports there may be; 0 means 256, negative no bound.
+	// MaxPorts is how many ports there may be that are not trusted; 0 means 256, negative no
+	// bound.
 	MaxPorts int
 	// MaxMACs is how many Ethernet addresses are kept; 0 means 4096, negative a
 	// million. Half of them are divided evenly among MaxPorts, at least one each,
@@ -92,12 +97,14 @@ type Switch struct {
 	QueueLimit int
 	// Isolate keeps peers apart: they reach trusted ports only.
 	Isolate bool
-	// Logger gets ports that come and go, and what they claim in vain. Nil means
-	// silent.
+	// Logger gets ports that come and go, and what they claim in vain, up to 20 lines
+	// a second. Nil means silent.
 	Logger *slog.Logger
 
+	lines    guard.LogLimit // of what members can cause
 	view     atomic.Pointer[switchView]
 	draining atomic.Bool
+	cut      atomic.Uint64 // REACH that did not tell all
 
 	mu      sync.Mutex
 	table   *macTable
@@ -112,15 +119,16 @@ type PortOptions struct {
 	Name string
 	// Member is who is there, and what it says of itself. Its ID must not be 0
 	// unless the port is trusted; a trusted port without one is no member that others
-	// are told of. Its Name must be the credential's, since a member can
-	// be replaced by its namesake only.
+	// are told of. Its Name must be the credential's: a member is told apart by its
+	// Name and ID together, and the same ID under another name is somebody else.
 	Member Member
-	// Addresses are the rules for own addresses: of those that Member names,
-	// the others are not believed. A prefix of one address holds also if
-	// Member does not name it.
+	// Addresses are the rules for own addresses. Several processes of one name may share
+	// them: a port has those which its Member names, at most 16; others that it
+	// names are not believed. Where Member names none and exactly one of the
+	// rules is a single address, it has that.
 	Addresses []netip.Prefix
 	// Networks are the rules for networks behind the port: it may send from all of
-	// them, and is sent to those which Member names.
+	// them, and is sent to those which Member names, at most 256.
 	Networks []netip.Prefix
 	// Trusted is the server's own device. It is not checked, is believed all that
 	// Member, Addresses and Networks say, and is never replaced.
@@ -134,13 +142,14 @@ type switchView struct {
 	tails   map[uint32]*switchPort     // of their last four bytes; nil if there are several
 	routes  routeTable
 	members []Member
+	reach   func() []byte // REACH with the members, made once and when somebody wants it
 }
 
 func (s *Switch) logger() *slog.Logger {
 	if s.Logger == nil {
 		return slog.New(slog.DiscardHandler)
 	}
-	return s.Logger
+	return s.lines.Logger(s.Logger)
 }
 
 // orMax is a number, its default, or the most that there can be.
@@ -159,7 +168,7 @@ const million = 1 << 20
 func (s *Switch) maxPorts() int { return orMax(s.MaxPorts, 256, million) }
 
 // Members returns who has a port, trusted ports without an ID left out, in the order
-// of their IDs. The slices in it are not changed by anybody.
+// of their IDs and names. The slices in it are not changed by anybody.
 func (s *Switch) Members() []Member {
 	if v := s.view.Load(); v != nil {
 		return slices.Clone(v.members)
@@ -191,19 +200,22 @@ func (s *Switch) attach(p *switchPort) error {
 		return err
 	}
 	var leave []*switchPort
+	others := 0 // that are not trusted and stay
 	for _, q := range s.ports {
 		switch {
-		case p.member.ID != 0 && q.member.ID == p.member.ID:
-			if p.trusted != q.trusted || q.member.Name != p.member.Name {
+		case p.member.ID != 0 && q.member.ID == p.member.ID && q.member.Name == p.member.Name:
+			if p.trusted != q.trusted {
 				return fmt.Errorf("%w: member %q has the ID %d already", ErrNotAllowed, q.member.Name, p.member.ID)
 			}
 			leave = append(leave, q)
 		case !p.trusted && !q.trusted && slices.ContainsFunc(p.rules.own, func(a netip.Addr) bool { return slices.Contains(q.rules.own, a) }):
 			leave = append(leave, q)
 			q.unwelcome.Store(true)
+		case !q.trusted:
+			others++
 		}
 	}
-	if len(s.ports)-len(leave) >= s.maxPorts() {
+	if !p.trusted && others >= s.maxPorts() {
 		return ErrFull
 	}
 	for _, q := range leave {
@@ -230,6 +242,12 @@ func (s *Switch) aging() time.Duration {
 // believe works out what of a port's claims holds; s.mu is held.
 func (s *Switch) believe(p *switchPort) error {
 	m := p.options.Member
+	if !printable(m.Name) {
+		return fmt.Errorf("%w: a member's name is at most %d bytes that can be printed, and not %.60q", ErrNotAllowed, maxName, m.Name)
+	}
+	if m.MTU < minMTU || m.MTU > maxMTU {
+		m.MTU = 0
+	}
 	if p.trusted {
 		own := slices.Clone(m.Addresses)
 		for _, a := range p.options.Addresses {
@@ -243,7 +261,7 @@ func (s *Switch) believe(p *switchPort) error {
 		networks := slices.Clone(m.Networks)
 		networks = append(networks, p.options.Networks...)
 		p.rules = newRules(own, networks, m.ID)
-		p.member = Member{ID: m.ID, Name: m.Name, Addresses: own, Networks: networks}
+		p.member = Member{ID: m.ID, Name: m.Name, Addresses: own, Networks: networks, MTU: m.MTU}
 		return nil
 	}
 	if m.ID == 0 {
@@ -255,15 +273,18 @@ func (s *Switch) believe(p *switchPort) error {
 			own = slices.DeleteFunc(own, func(a netip.Addr) bool { return slices.Contains(q.rules.own, a) })
 		}
 	}
-	networks := allowedNetworks(m.Networks, p.options.Networks)
+	networks, more := allowedNetworks(m.Networks, p.options.Networks)
 	if len(own) == 0 && (s.Mode == TAP || len(networks) == 0) {
 		return fmt.Errorf("%w: the rules for member %q have none of the addresses that it names: %v", ErrNotAllowed, m.Name, m.Addresses)
 	}
 	if len(beyond) > 0 {
 		s.logger().Warn("addresses beyond the rules are not believed", "port", p.name(), "addresses", beyond)
 	}
+	if more {
+		s.logger().Warn("the networks that it names and those of its rules make too many", "port", p.name(), "believed", len(networks))
+	}
 	p.rules = newRules(own, p.options.Networks, m.ID)
-	p.member = Member{ID: m.ID, Name: m.Name, Addresses: own, Networks: networks}
+	p.member = Member{ID: m.ID, Name: m.Name, Addresses: own, Networks: networks, MTU: m.MTU}
 	return nil
 }
 
@@ -317,10 +338,15 @@ func (s *Switch) changed() {
 		}
 	}
 	slices.SortFunc(v.members, func(a, b Member) int {
-		if a.ID < b.ID {
-			return -1
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Name, b.Name))
+	})
+	v.reach = sync.OnceValue(func() []byte {
+		frame, cut := encodeReach(v.members)
+		if cut {
+			s.cut.Add(1)
+			s.logger().Warn("members are told of in part: there is more than goes into a frame", "members", len(v.members))
 		}
-		return 1
+		return frame
 	})
 	if s.Mode == TUN {
 		v.routes = newRouteTable(v.ports)
@@ -353,7 +379,7 @@ func (s *Switch) Serve(ctx context.Context, p Port, o PortOptions) error {
 		sp.refuse(err)
 		return err
 	}
-	log.Info("port attached", "addresses", sp.member.Addresses, "networks", sp.member.Networks)
+	log.Info("port attached", "addresses", sp.member.Addresses, "networks", len(sp.member.Networks))
 	err := sp.serve(ctx)
 	log.Info("port ended", "error", err)
 	return err

@@ -28,7 +28,7 @@ func handMember(tb testing.TB, s *Switch, id uint64) *switchPort {
 	six := netip.AddrFrom16([16]byte{0xfd, 13: byte(id >> 16), 14: byte(id >> 8), 15: byte(id)})
 	four := netip.AddrFrom4([4]byte{192, byte(id >> 16), byte(id >> 8), byte(id)})
 	return handPort(tb, s, PortOptions{
-		Member:    Member{ID: id, Name: fmt.Sprint(id)},
+		Member:    Member{ID: id, Name: fmt.Sprint(id), Addresses: []netip.Addr{six, four}},
 		Addresses: []netip.Prefix{netip.PrefixFrom(six, 128), netip.PrefixFrom(four, 32)},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
 	})

@@ -152,7 +152,7 @@ func FuzzSwitch(f *testing.F) {
 			for _, a := range own {
 				rules = append(rules, netip.PrefixFrom(a, a.BitLen()))
 			}
-			return handPort(t, s, PortOptions{Member: Member{ID: id, Networks: networks}, Addresses: rules, Networks: networks})
+			return handPort(t, s, PortOptions{Member: Member{ID: id, Addresses: own, Networks: networks}, Addresses: rules, Networks: networks})
 		}
 		attacker := port(1, []netip.Prefix{fuzzNet6, fuzzNet4}, fuzzOwn6, fuzzOwn4)
 		victim := port(2, nil, fuzzVictim6, fuzzVictim4)

@@ -159,7 +159,6 @@ const newsRate = 10
 // tell tells the port who the members are, and once that the switch drains, until
 // ctx ends. Errors are left to the reader and to Run: they are told why a link ended.
 func (p *switchPort) tell(ctx context.Context) {
-	reach, _ := p.port.(interface{ SendReach([]Member) error })
 	drain, _ := p.port.(interface{ SendDrain() error })
 	var pace floodBucket
 	for {
@@ -179,10 +178,8 @@ func (p *switchPort) tell(ctx context.Context) {
 		case <-p.news: // came while this waited, and is told now
 		default:
 		}
-		if reach != nil {
-			if err := reach.SendReach(p.s.Members()); err != nil {
-				p.s.logger().Debug("members not told", "port", p.name(), "error", err)
-			}
+		if err := p.tellMembers(); err != nil {
+			p.s.logger().Debug("members not told", "port", p.name(), "error", err)
 		}
 		if drain != nil && p.s.draining.Load() {
 			if err := drain.SendDrain(); err != nil {
@@ -191,6 +188,18 @@ func (p *switchPort) tell(ctx context.Context) {
 			drain = nil
 		}
 	}
+}
+
+// tellMembers tells the port who the members are, if there is a way to. A link gets
+// what all links get, since it can be long, and there can be many.
+func (p *switchPort) tellMembers() error {
+	switch to := p.port.(type) {
+	case *Conn:
+		return to.sendReach(p.s.view.Load().reach)
+	case interface{ SendReach([]Member) error }:
+		return to.SendReach(p.s.Members())
+	}
+	return nil
 }
 
 // read forwards what comes until the port fails.

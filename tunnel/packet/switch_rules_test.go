@@ -38,6 +38,17 @@ func icmp6(src, dst netip.Addr, kind byte, size int) []byte {
 	return packettest.ICMPv6(src, dst, kind, 0, make([]byte, size))
 }
 
+// icmp4 makes an ICMP message of a kind, with a body of zeros; what is looked at is the
+// kind.
+func icmp4(kind byte, size int) []byte {
+	return packettest.IPv4(aAddr4, bAddr4, packettest.ProtoICMP, append([]byte{kind, 0, 0, 0}, make([]byte, size)...))
+}
+
+// igmp makes a message of IGMP, which has number 2.
+func igmp(kind byte) []byte {
+	return packettest.IPv4(aAddr4, netip.MustParseAddr("224.0.0.1"), 2, append([]byte{kind}, make([]byte, 7)...))
+}
+
 // changed is b with one byte changed.
 func changed(b []byte, at int, to byte) []byte {
 	b = slices.Clone(b)
@@ -160,6 +171,7 @@ func TestSwitchChecks(t *testing.T) {
 		{"ARP request", packettest.Ethernet(all, aMAC, packettest.TypeARP, arp(1, aMAC, aAddr4, bAddr4)), pass},
 		{"ARP reply", packettest.Ethernet(bMAC, aMAC, packettest.TypeARP, arp(2, aMAC, aAddr4, bAddr4)), pass},
 		{"gratuitous ARP", packettest.Ethernet(all, aMAC4, packettest.TypeARP, arp(2, aMAC4, aAddr4, aAddr4)), pass},
+		{"ARP probe for the other's", packettest.Ethernet(all, aMAC, packettest.TypeARP, arp(1, aMAC, netip.IPv4Unspecified(), bAddr4)), packet.DropARP},
 		{"ARP probe", packettest.Ethernet(all, aMAC, packettest.TypeARP, arp(1, aMAC, netip.IPv4Unspecified(), aAddr4)), pass},
 		{"padded ARP", packettest.Ethernet(all, aMAC, packettest.TypeARP, append(arp(1, aMAC, aAddr4, bAddr4), make([]byte, 18)...)), pass},
 		{"ARP reply for the other", packettest.Ethernet(all, aMAC, packettest.TypeARP, arp(2, aMAC, bAddr4, aAddr4)), packet.DropARP},
@@ -208,6 +220,18 @@ func TestSwitchChecks(t *testing.T) {
 		{"listener report from nobody", ether(group, aMAC, extended(icmp6(noAddr, nodes, packettest.ListenerReport, 24), 0, router)), pass},
 		{"multicast router, first", ether(group, aMAC, icmp6(aLocal, nodes, 151, 12)), packet.DropRouter},
 		{"multicast router, last", ether(group, aMAC, icmp6(aLocal, nodes, 153, 12)), packet.DropRouter},
+		{"router renumbering", ether(group, aMAC, icmp6(aAddr6, nodes, 138, 12)), packet.DropRouter},
+		{"redirect, IPv4", ether(bMAC, aMAC, icmp4(5, 24)), packet.DropRouter},
+		{"redirect in a first fragment", ether(bMAC, aMAC, fragment4(icmp4(5, 24), 0, true)), packet.DropRouter},
+		{"redirect from a network behind", ether(bMAC, aMAC, packettest.IPv4(aNet4, bAddr4, packettest.ProtoICMP, changed(make([]byte, 8), 0, 5))), packet.DropRouter},
+		{"router advertisement, IPv4", ether(bMAC, aMAC, icmp4(9, 12)), packet.DropRouter},
+		{"router solicitation, IPv4", ether(bMAC, aMAC, icmp4(10, 4)), packet.DropRouter},
+		{"question for an address mask", ether(bMAC, aMAC, icmp4(17, 8)), packet.DropRouter},
+		{"address mask", ether(bMAC, aMAC, icmp4(18, 8)), packet.DropRouter},
+		{"unreachable, IPv4", ether(bMAC, aMAC, icmp4(3, 32)), pass},
+		{"ICMP without a type", ether(bMAC, aMAC, packettest.IPv4(aAddr4, bAddr4, packettest.ProtoICMP, nil)), packet.DropMalformed},
+		{"IGMP query", ether(group, aMAC, igmp(0x11)), packet.DropRouter},
+		{"IGMP report", ether(group, aMAC, igmp(0x22)), pass},
 		{"what is behind these types", ether(group, aMAC, icmp6(aLocal, nodes, 154, 12)), pass},
 		{"listener query behind a header", ether(group, aMAC, extended(icmp6(aLocal, nodes, packettest.ListenerQuery, 24), 0, router)), packet.DropRouter},
 		{"ICMPv6 cut short", ether(bMAC, aMAC, packettest.IPv6(aAddr6, bAddr6, 58, []byte{136, 0})), packet.DropMalformed},

@@ -14,6 +14,9 @@ type SwitchStats struct {
 	Drops  map[Drop]uint64 `json:"drops,omitempty"`
 	// MACs is how many Ethernet addresses are known.
 	MACs int `json:"macs"`
+	// ReachCut is how many changes of the members links were not told of in full, since
+	// that is longer than a frame may be.
+	ReachCut uint64 `json:"reachCut,omitempty"`
 	// Ports are those that there are now, from the oldest to the newest.
 	Ports []PortStats `json:"ports"`
 }
@@ -69,7 +72,7 @@ func (s *Switch) Stats() SwitchStats {
 	for p := range s.serving {
 		all.add(p)
 	}
-	st := SwitchStats{Frames: all.frames, Bytes: all.bytes, Drops: all.drops(), Ports: make([]PortStats, 0, len(s.ports))}
+	st := SwitchStats{Frames: all.frames, Bytes: all.bytes, Drops: all.drops(), ReachCut: s.cut.Load(), Ports: make([]PortStats, 0, len(s.ports))}
 	if s.table == nil {
 		return st
 	}

@@ -25,23 +25,13 @@ const (
 	typeBye   = 21
 )
 
-const (
-	// maxControl bounds the payload of a control frame that is not REACH.
-	maxControl = 64 << 10
-	// maxReach bounds REACH: 256 members with a few networks each.
-	maxReach = 240 << 10
-	// maxMembers bounds the members in a REACH.
-	maxMembers = 1024
-)
+// maxControl bounds the payload of a control frame that is not REACH.
+const maxControl = 64 << 10
 
 // pingMessage is the payload of PING and, as it came, of PONG.
 type pingMessage struct {
 	Seq  uint64 `json:"seq"`
 	Sent int64  `json:"sent"` // sender's clock, ns; meaningless to others
-}
-
-type reachMessage struct {
-	Members []Member `json:"members"`
 }
 
 // Codes of BYE: why a side ends a link, and so what a [Client] does next.
@@ -148,23 +138,4 @@ func appendControl(b []byte, kind byte, payload any) ([]byte, error) {
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(kind)<<24|uint32(len(body)))
 	return append(b, body...), nil
-}
-
-// decodeReach reads the members that a server has links to.
-func decodeReach(body []byte) ([]Member, error) {
-	var m reachMessage
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, malformed("REACH: %v", err)
-	}
-	if len(m.Members) > maxMembers {
-		return nil, malformed("REACH with %d members", len(m.Members))
-	}
-	for i := range m.Members {
-		h := &m.Members[i]
-		if h.ID == 0 || !printable(h.Name) || len(h.Addresses) > maxHelloAddresses || len(h.Networks) > maxHelloNetworks ||
-			h.MTU != 0 && (h.MTU < minMTU || h.MTU > maxMTU) {
-			return nil, malformed("REACH: member %d is out of bounds", i)
-		}
-	}
-	return m.Members, nil
 }

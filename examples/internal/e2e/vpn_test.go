@@ -45,11 +45,12 @@ func testVPN(t *testing.T, bin string) {
 	apiserver := w.selector().Dialer(egress.Cluster)
 	w.mustHello(apiserver)
 	w.has(w.seed, "link tun0", "address 192.168.123.1/24", "nft table rhizome-firewall-tun0")
-	w.has(w.shoot, "link tun0", "address 192.168.123.2/24", "nft table rhizome-masquerade-tun0")
+	w.has(w.shoot, "link tun0", "address 192.168.123.2/24", "nft table rhizome-masquerade-tun0", "nft table rhizome-gate-tun0")
 	if err := w.ping(w.seed, podAddress); err != nil {
 		t.Error(err)
 	}
-	w.mustNotEnter("192.168.123.1")
+	w.mustNotEnter(w.shoot, w.seed, "192.168.123.1")
+	w.mustNotEnter(w.seed, w.shoot, "192.168.123.2") // nothing but --network
 	for target, want := range map[string]connect.Reason{
 		w.shoot.Addr.String() + ":80": connect.ErrProhibited, // what is reached without the tunnel
 		"127.0.0.1:" + adminPort:      connect.ErrProhibited,
@@ -65,7 +66,7 @@ func testVPN(t *testing.T, bin string) {
 	stream := w.hold(apiserver, podAddress+":7")
 	stream.say()
 	client.Kill()
-	w.has(w.shoot, "nft table rhizome-masquerade-tun0")
+	w.has(w.shoot, "nft table rhizome-masquerade-tun0", "nft table rhizome-gate-tun0")
 	asked := make(chan error, 1)
 	go func() { asked <- w.hello(apiserver) }() // waits for the client
 	client = w.start(w.shoot, "vpn-client", clientFlags...)
@@ -127,21 +128,21 @@ func (w *vpnWorld) mustHello(dial connect.DialFunc) {
 	clitest.Eventually(w.t, func() error { return w.hello(dial) })
 }
 
-// mustNotEnter has the shoot try to open a connection to an address of the seed in
-// the tunnel, where somebody listens.
-func (w *vpnWorld) mustNotEnter(address string) {
+// mustNotEnter has a host try to open a connection to an address of the other in the
+// tunnel, where somebody listens.
+func (w *vpnWorld) mustNotEnter(from, to *netlab.Host, address string) {
 	w.t.Helper()
-	w.echo(w.seed, "0.0.0.0:7777")
-	open, err := dialFrom(w.shoot)(w.t.Context(), "tcp", w.seed.Addr.String()+":7777")
+	w.echo(to, "0.0.0.0:7777")
+	open, err := dialFrom(from)(w.t.Context(), "tcp", to.Addr.String()+":7777")
 	if err != nil {
 		w.t.Fatalf("beside the tunnel: %v", err)
 	}
 	open.Close()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 1500*time.Millisecond) // with one SYN sent again
 	defer cancel()
-	if c, err := dialFrom(w.shoot)(ctx, "tcp", address+":7777"); err == nil {
+	if c, err := dialFrom(from)(ctx, "tcp", address+":7777"); err == nil {
 		c.Close()
-		w.t.Error("the shoot opens a connection into the seed")
+		w.t.Errorf("%s opens a connection to %s", from.Name, to.Name)
 	}
 }
 
@@ -199,7 +200,9 @@ func testVPNHighlyAvailable(t *testing.T, bin string) {
 		t.Error(err)
 	}
 	w.has(w.seed, "link bond0", "address "+seedAddress+"/96", "nft table rhizome-firewall-bond0")
-	w.mustNotEnter("192.168.123.9")
+	w.has(w.shoot, "link bond0", "nft table rhizome-gate-bond0")
+	w.mustNotEnter(w.shoot, w.seed, "192.168.123.9")
+	w.mustNotEnter(w.seed, w.shoot, "192.168.123.10")
 	stream := w.hold(direct, podAddress+":7")
 	stream.say()
 	// A server is killed, and comes back; then the other one is rolled.

@@ -23,3 +23,4 @@ func (k *kernel) replace(string, func(*batch)) error { return errors.ErrUnsuppor
 func (k *kernel) remove(string) error                { return errors.ErrUnsupported }
 func (b *batch) masquerade(string, []netip.Prefix)   {}
 func (b *batch) firewall(string)                     {}
+func (b *batch) gate(string, []netip.Prefix, bool)   {}

@@ -40,10 +40,8 @@ func (m *Masquerade) Up() error {
 	if len(m.Networks) == 0 {
 		return errors.New("netfilter: masquerade needs networks")
 	}
-	for _, n := range m.Networks {
-		if !n.IsValid() || n != n.Masked() || n.Addr().Is4In6() {
-			return fmt.Errorf("netfilter: masquerade to %v, which is not a network", n)
-		}
+	if err := checkNetworks("masquerade", m.Networks); err != nil {
+		return err
 	}
 	return m.table.up("rhizome-masquerade-"+m.Device, m.Logger, func(b *batch) { b.masquerade(m.Device, m.Networks) })
 }
@@ -53,9 +51,9 @@ func (m *Masquerade) Close() error { return m.table.close(m.Logger) }
 
 // A Firewall keeps everybody at the far end of a tunnel device from beginning
 // anything here: from the device come in, or are forwarded, the answers to what
-// went out by it, ICMP errors about that, echo requests, and what IPv6 needs to find
-// neighbours on the link. All else is dropped. Device must be set. It needs linux
-// with nftables and CAP_NET_ADMIN.
+// went out by it, and ICMP errors about that. To this host itself come also echo
+// requests, and what IPv6 needs to find neighbours on the link. All else is
+// dropped. Device must be set. It needs linux with nftables and CAP_NET_ADMIN.
 //
 // Up comes before the device does: a connection that the far side could begin before
 // counts as one of ours.

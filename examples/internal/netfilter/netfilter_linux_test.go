@@ -3,6 +3,7 @@ package netfilter
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -139,20 +140,24 @@ func (w *world) ask(h *netlab.Host, network, address string, patience time.Durat
 	return answer
 }
 
-// pings reports whether an echo request is answered.
-func (w *world) pings(h *netlab.Host, address string) bool {
+// pings reports whether an echo request is answered, if want says so, or not.
+func (w *world) pings(h *netlab.Host, address string, want bool) bool {
 	w.t.Helper()
 	ping, err := exec.LookPath("ping")
 	if err != nil {
 		w.t.Log("no ping: install iputils-ping to test with it")
 		return true
 	}
+	patience := unsure
+	if want {
+		patience = sure
+	}
 	answered := false
 	must(w.t, h.Do(func() error {
-		answered = exec.Command(ping, "-c", "1", "-W", "5", address).Run() == nil
+		answered = exec.Command(ping, "-c", "1", "-W", fmt.Sprint(patience.Seconds()), address).Run() == nil
 		return nil
 	}))
-	return answered
+	return answered == want
 }
 
 const (
@@ -214,7 +219,7 @@ func TestMasquerade(t *testing.T) {
 					t.Errorf("%s to %s from %q, want %q", network, address, got, want)
 				}
 			}
-			if !w.pings(w.control, address) {
+			if !w.pings(w.control, address, true) {
 				t.Errorf("no echo from %s", address)
 			}
 		}
@@ -294,7 +299,7 @@ func TestFirewall(t *testing.T) {
 			}
 		}
 	}
-	near := func() {
+	near := func(open bool) {
 		t.Helper()
 		for _, from := range []*netlab.Host{w.control, w.seed} {
 			for _, address := range []string{"10.2.0.2", "10.3.0.2", "fd02::2", "fd03::2"} {
@@ -303,19 +308,20 @@ func TestFirewall(t *testing.T) {
 						t.Errorf("%s from %s to %s: no answer", network, from.Name, address)
 					}
 				}
-				if !w.pings(from, address) {
+				if !w.pings(from, address, true) {
 					t.Errorf("no echo from %s to %s", address, from.Name)
 				}
 			}
 		}
-		for _, address := range []string{"10.1.0.2", "10.2.0.1", "fd01::2", "fd02::1"} {
-			if !w.pings(w.pod, address) {
-				t.Errorf("no echo from %s to the pod", address)
+		// To the host, but through it only if all is open.
+		for address, want := range map[string]bool{"10.1.0.2": open, "10.2.0.1": true, "fd01::2": open, "fd02::1": true} {
+			if !w.pings(w.pod, address, want) {
+				t.Errorf("the pod asks %s for an echo, and that it comes is %v", address, !want)
 			}
 		}
 	}
 	far(true)
-	near()
+	near(true)
 	w.nft(w.seed, "add table inet other { chain c { type filter hook input priority 5; accept; }; }")
 	others := w.list(w.seed)
 	var log bytes.Buffer
@@ -324,9 +330,9 @@ func TestFirewall(t *testing.T) {
 	must(t, w.seed.Do(f4.Up))
 	must(t, w.seed.Do(f6.Up))
 	far(false)
-	near()
+	near(false)
 	list := w.list(w.seed)
-	for _, want := range []string{"ct state established,related accept", "icmp type echo-request accept", "icmpv6 type nd-neighbor-solicit accept", `iifname "tunnel" jump from-tunnel`, "counter drop"} {
+	for _, want := range []string{"ct state established,related accept", "icmp type echo-request accept", "icmpv6 type nd-neighbor-solicit accept", `iifname "tunnel" jump to-this-host`, `iifname "tunnel" jump from-tunnel`, "counter drop"} {
 		if !strings.Contains(list, want) {
 			t.Errorf("no %s in\n%s", want, list)
 		}
@@ -428,19 +434,24 @@ func TestMissing(t *testing.T) {
 func TestKernelWithout(t *testing.T) {
 	w := newWorld(t)
 	must(t, w.seed.Do(func() error {
-		for what, c := range map[string]interface {
-			Up() error
-			Close() error
-		}{
-			"firewall":   &Firewall{Device: device},
-			"masquerade": &Masquerade{Device: device, Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
-		} {
-			err := c.Up()
-			t.Logf("%s: %v", what, err)
-			if err != nil && (!errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "CONFIG_NF_TABLES") || !strings.Contains(err.Error(), "--"+what+"=false")) {
-				t.Errorf("%s: %v", what, err)
+		networks := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		for _, tc := range []struct {
+			filter interface {
+				Up() error
+				Close() error
 			}
-			must(t, c.Close())
+			wayOut string
+		}{
+			{&Firewall{Device: device}, "--firewall=false"},
+			{&Masquerade{Device: device, Networks: networks}, "--masquerade=false"},
+			{&Gate{Device: device, Networks: networks}, "--masquerade=false"},
+		} {
+			err := tc.filter.Up()
+			t.Logf("%T: %v", tc.filter, err)
+			if err != nil && (!errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "CONFIG_NF_TABLES") || !strings.Contains(err.Error(), tc.wayOut)) {
+				t.Errorf("%T: %v", tc.filter, err)
+			}
+			must(t, tc.filter.Close())
 		}
 		return nil
 	}))

@@ -3,6 +3,7 @@ package netfilter
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -23,6 +24,7 @@ type batch struct {
 // What to do without. The flags are those of the programs.
 const (
 	remedyMasquerade = "without it turn masquerading off (--masquerade=false), and have the networks behind route the answers to this host"
+	remedyGate       = "without it nothing limits what the far side reaches of this host and by it, which --masquerade=false allows"
 	remedyFirewall   = "without it turn the firewall off (--firewall=false) if the far side may begin connections, or keep it out by other means"
 )
 
@@ -44,32 +46,53 @@ func (b *batch) masquerade(device string, networks []netip.Prefix) {
 		b.err = lacks("rules for what comes from one device and leaves by another (Linux 5.7)", b.remedy, syscall.EOPNOTSUPP)
 		return
 	}
-	post := b.nat()
-	for _, family := range []struct {
-		v6           bool
-		name         string
-		kind         nftables.SetDatatype
-		proto        byte
-		offset, size uint32 // of the destination in the header
+	b.toNetworks(b.nat(), onward(device), b.sets(networks), &expr.Masq{})
+}
+
+// onward matches what comes from the device and leaves by another.
+func onward(device string) []expr.Any {
+	return append(deviceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, device), deviceName(expr.MetaKeyOIFNAME, expr.CmpOpNeq, device)...)
+}
+
+// family is the addresses of networks of one family.
+type family struct {
+	set          *nftables.Set
+	proto        byte
+	offset, size uint32 // of the destination in the header
+}
+
+// sets adds the networks, as far as there are any of a family.
+func (b *batch) sets(networks []netip.Prefix) (all []family) {
+	for _, f := range []struct {
+		name string
+		kind nftables.SetDatatype
+		v6   bool
+		family
 	}{
-		{false, "networks4", nftables.TypeIPAddr, unix.NFPROTO_IPV4, 16, 4},
-		{true, "networks6", nftables.TypeIP6Addr, unix.NFPROTO_IPV6, 24, 16},
+		{"networks4", nftables.TypeIPAddr, false, family{proto: unix.NFPROTO_IPV4, offset: 16, size: 4}},
+		{"networks6", nftables.TypeIP6Addr, true, family{proto: unix.NFPROTO_IPV6, offset: 24, size: 16}},
 	} {
-		list := intervals(networks, family.v6)
+		list := intervals(networks, f.v6)
 		if len(list) == 0 {
 			continue
 		}
-		set := &nftables.Set{Table: b.table, Name: family.name, KeyType: family.kind, Interval: true}
-		if err := b.conn.AddSet(set, elements(list)); err != nil {
+		f.set = &nftables.Set{Table: b.table, Name: f.name, KeyType: f.kind, Interval: true}
+		if err := b.conn.AddSet(f.set, elements(list)); err != nil {
 			b.err = err
-			return
 		}
-		rule := append(deviceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, device), deviceName(expr.MetaKeyOIFNAME, expr.CmpOpNeq, device)...)
-		rule = append(rule, protocol(expr.MetaKeyNFPROTO, family.proto)...)
-		b.rule(post, append(rule,
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: family.offset, Len: family.size},
-			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
-			&expr.Masq{},
+		all = append(all, f.family)
+	}
+	return all
+}
+
+// toNetworks adds rules for what goes to one of the networks.
+func (b *batch) toNetworks(c *nftables.Chain, match []expr.Any, sets []family, then expr.Any) {
+	for _, f := range sets {
+		rule := append(slices.Clip(match), protocol(expr.MetaKeyNFPROTO, f.proto)...)
+		b.rule(c, append(rule,
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: f.size},
+			&expr.Lookup{SourceRegister: 1, SetName: f.set.Name, SetID: f.set.ID},
+			then,
 		)...)
 	}
 }
@@ -94,15 +117,51 @@ func (b *batch) firewall(device string) {
 	b.needs, b.remedy = []need{needCt}, remedyFirewall
 	from := b.conn.AddChain(&nftables.Chain{Table: b.table, Name: "from-tunnel"})
 	b.rule(from, append(established(), &expr.Verdict{Kind: expr.VerdictAccept})...)
-	b.rule(from, icmp(unix.NFPROTO_IPV4, unix.IPPROTO_ICMP, 8)...)
-	for _, kind := range []byte{128, 135, 136} { // echo, and who has an address
-		b.rule(from, icmp(unix.NFPROTO_IPV6, unix.IPPROTO_ICMPV6, kind)...)
-	}
-	b.rule(from, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
-	for _, base := range []*nftables.Chain{b.filter("input", nftables.ChainHookInput), b.filter("forward", nftables.ChainHookForward)} {
-		b.rule(base, append(deviceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, device), &expr.Verdict{Kind: expr.VerdictJump, Chain: from.Name})...)
+	b.rule(from, drop()...)
+	// Only this host may be asked whether it is there, and not what is behind it.
+	here := b.conn.AddChain(&nftables.Chain{Table: b.table, Name: "to-this-host"})
+	b.neighbours(here)
+	b.rule(here, &expr.Verdict{Kind: expr.VerdictJump, Chain: from.Name})
+	for _, way := range []struct{ base, to *nftables.Chain }{
+		{b.filter("input", nftables.ChainHookInput), here},
+		{b.filter("forward", nftables.ChainHookForward), from},
+	} {
+		b.rule(way.base, append(deviceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, device), &expr.Verdict{Kind: expr.VerdictJump, Chain: way.to.Name})...)
 	}
 }
+
+// neighbours accepts echo requests, and what IPv6 needs on the link.
+func (b *batch) neighbours(c *nftables.Chain) {
+	b.rule(c, icmp(unix.NFPROTO_IPV4, unix.IPPROTO_ICMP, 8)...)
+	for _, kind := range []byte{128, 135, 136} { // echo, and who has an address
+		b.rule(c, icmp(unix.NFPROTO_IPV6, unix.IPPROTO_ICMPV6, kind)...)
+	}
+}
+
+// gate is the table of a [Gate].
+func (b *batch) gate(device string, networks []netip.Prefix, host bool) {
+	b.needs, b.remedy = []need{needCt}, remedyGate
+	sets := b.sets(networks)
+	from, accept := deviceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, device), &expr.Verdict{Kind: expr.VerdictAccept}
+	forward := b.filter("forward", nftables.ChainHookForward)
+	b.toNetworks(forward, onward(device), sets, accept)
+	b.rule(forward, append(slices.Clip(from), drop()...)...)
+	// What is of no known connection and begins none passes: another host may have
+	// seen the other half of it.
+	b.rule(forward, append(append(deviceName(expr.MetaKeyOIFNAME, expr.CmpOpEq, device), state(expr.CtStateBitNEW)...), drop()...)...)
+	if host {
+		return
+	}
+	here := b.conn.AddChain(&nftables.Chain{Table: b.table, Name: "to-this-host"})
+	b.rule(here, append(established(), accept)...)
+	b.neighbours(here)
+	b.toNetworks(here, nil, sets, accept)
+	b.rule(here, drop()...)
+	b.rule(b.filter("input", nftables.ChainHookInput), append(slices.Clip(from), &expr.Verdict{Kind: expr.VerdictJump, Chain: here.Name})...)
+}
+
+// drop counts what it drops.
+func drop() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
 
 // nat adds the chain in which sources are translated.
 func (b *batch) nat() *nftables.Chain {
@@ -133,8 +192,10 @@ func protocol(key expr.MetaKey, value byte) []expr.Any {
 }
 
 // established matches answers, and what has to do with a connection.
-func established() []expr.Any {
-	mask := uint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+func established() []expr.Any { return state(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// state matches packets whose connection is in one of the states.
+func state(mask uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},

@@ -74,6 +74,11 @@ func (p *Process) Stop(most time.Duration) error {
 	case <-p.run.done:
 		return p.run.err
 	case <-time.After(most):
+		select {
+		case <-p.run.done: // by itself, and most is short
+			return p.run.err
+		default:
+		}
 		p.Kill()
 		return fmt.Errorf("%s on %s did not end within %v of SIGTERM", p.run.cmd.Path, p.host.Name, most)
 	}

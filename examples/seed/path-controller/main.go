@@ -34,6 +34,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer p.router.Close() // for the case that Run below is not reached
+	// With another --metric it may have left what nobody looks after.
+	if err := p.router.Sweep(); err != nil {
+		return err
+	}
 	// What a process that was killed has left counts as chosen, so that a restart
 	// moves nothing.
 	p.controller.Current = p.router.Status().Path

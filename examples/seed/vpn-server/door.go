@@ -7,19 +7,24 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
 	"github.com/rhizome-tunnel/rhizome/tunnel/certs"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
 	"github.com/rhizome-tunnel/rhizome/tunnel/relay"
 )
 
 const (
-	// maxClients bounds the connections of the CONNECT proxy.
-	maxClients = 10_000
+	// maxClients bounds the connections of the CONNECT proxy, and maxStrangers
+	// those of them of which it is not known yet who they are: beyond, the oldest
+	// goes.
+	maxClients   = 10_000
+	maxStrangers = 1024
 	// handshakeTime is what a TLS handshake may take.
 	handshakeTime = 10 * time.Second
 	// recheckEvery is how often a client's certificate is looked at again, and
@@ -40,9 +45,33 @@ type door struct {
 	handler  *connect.Handler
 	log      *slog.Logger
 
-	accepted chan struct{} // closed when no more come in
-	conns    sync.WaitGroup
-	open     atomic.Int64
+	accepted  chan struct{} // closed when no more come in
+	conns     sync.WaitGroup
+	open      atomic.Int64
+	strangers strangers
+	limit     cli.LogLimit // of lines that they cause, and those who are refused
+}
+
+// strangers are connections whose handshake is under way.
+type strangers struct {
+	mu   sync.Mutex
+	list []net.Conn // the oldest first
+}
+
+func (s *strangers) enter(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, c)
+	if len(s.list) > maxStrangers {
+		_ = relay.Reset(s.list[0])
+		s.list = slices.Delete(s.list, 0, 1)
+	}
+}
+
+func (s *strangers) leave(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = slices.DeleteFunc(s.list, func(other net.Conn) bool { return other == c })
 }
 
 func newDoor(l net.Listener, pool *certs.Pool, cluster string, handler *connect.Handler, log *slog.Logger) *door {
@@ -63,6 +92,7 @@ func (d *door) run(ctx context.Context) error {
 				_ = relay.Reset(c)
 				continue
 			}
+			d.strangers.enter(c)
 			d.conns.Go(func() {
 				defer d.open.Add(-1)
 				d.serve(ctx, c)
@@ -94,9 +124,10 @@ func (d *door) serve(ctx context.Context, c net.Conn) {
 	relay.KeepAlive(c)
 	ctx, cut := context.WithCancelCause(ctx)
 	defer cut(nil)
-	log := d.log.With("remote", c.RemoteAddr().String())
+	log := d.limit.Logger(d.log).With("remote", c.RemoteAddr().String())
 	stop := context.AfterFunc(ctx, func() { _ = relay.Reset(c) })
 	state, err := handshake(ctx, c)
+	d.strangers.leave(c)
 	if err != nil {
 		stop()
 		log.Info("TLS handshake failed", "error", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -86,6 +87,82 @@ func TestDoor(t *testing.T) {
 	if _, err := stranger.DialContext(t.Context(), "tcp", target); err == nil {
 		t.Error("a certificate of another authority is good")
 	}
+}
+
+// TestDoorStrangers: those who say nothing keep nobody out.
+func TestDoorStrangers(t *testing.T) {
+	t.Parallel()
+	ca, target := clitest.NewCA(t), clitest.Target(t)
+	d, _ := openDoor(t, ca, nil)
+	const more = 20
+	var silent []net.Conn
+	for range maxStrangers + more {
+		c, err := net.Dial("tcp", d.listener.Addr().String())
+		must(t, err)
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	for i, c := range silent[:more] {
+		must(t, c.SetReadDeadline(time.Now().Add(clitest.Patience)))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("stranger %d of many: %v", i, err)
+		}
+	}
+	c, err := client(d, ca, tunneltest.CertOptions{Cluster: cluster}).DialContext(t.Context(), "tcp", target)
+	must(t, err)
+	c.Close()
+}
+
+// TestDoorLog: neither strangers nor clients of other clusters fill the log.
+func TestDoorLog(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		ca, err := tunneltest.NewCA("test")
+		must(t, err)
+		dir := t.TempDir()
+		caFile, err := ca.WriteFile(dir, "ca")
+		must(t, err)
+		server, err := ca.Issue(tunneltest.CertOptions{DNS: []string{"server"}})
+		must(t, err)
+		cert, key, err := server.WriteFiles(dir, "server")
+		must(t, err)
+		other, err := ca.Issue(tunneltest.CertOptions{Cluster: "shoot--dev--b"})
+		must(t, err)
+		var network tunneltest.Network
+		l, err := network.Listen("tcp", "server:1")
+		must(t, err)
+		var log bytes.Buffer
+		pool := &certs.Pool{CAs: []certs.CA{{File: caFile}}}
+		l = tls.NewListener(l, certs.ServerTLS(&certs.KeyPair{CertFile: cert, KeyFile: key}, pool, true))
+		d := newDoor(l, pool, cluster, &connect.Handler{Name: "vpn-server"}, slog.New(slog.NewTextHandler(&log, nil)))
+		ctx, cut := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		run.Go(func() { _ = d.run(ctx) })
+		defer run.Wait()
+		denied := &connect.Dialer{Address: "server:1", Forward: network.Dial, TLS: &tls.Config{
+			RootCAs: ca.Pool(), ServerName: "server", Certificates: []tls.Certificate{other.TLS},
+		}}
+		const each = 100
+		start := time.Now()
+		for i := range 2 * each {
+			if i%2 == 0 {
+				c, err := network.Dial(ctx, "tcp", "server:1")
+				must(t, err)
+				c.Close()
+			} else if _, err := denied.DialContext(ctx, "tcp", "10.0.0.1:80"); !errors.Is(err, connect.ErrDenied) {
+				t.Errorf("another cluster: %v", err)
+			}
+		}
+		took := time.Since(start)
+		must(t, d.shutdown(ctx, cut))
+		if n := strings.Count(log.String(), "\n"); n > 20+int(took.Seconds()*20) {
+			t.Errorf("%d lines of %d connections in %v:\n%s", n, 2*each, took, &log)
+		}
+		for _, want := range []string{"TLS handshake failed", "msg=refused"} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no %s in\n%s", want, &log)
+			}
+		}
+	})
 }
 
 // TestDoorShutdown cuts off what does not end, and lets nobody in.

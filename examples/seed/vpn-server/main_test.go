@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/rhizome-tunnel/rhizome/examples/internal/clitest"
 	"github.com/rhizome-tunnel/rhizome/tunnel/connect"
@@ -189,7 +188,7 @@ func TestSwitch(t *testing.T) {
 // TestRefused is about clients that may not come in.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld(t, "--drain-timeout", "1h") // which is not waited for without links
 	for _, tc := range []struct{ name, cluster, want string }{
 		{"stranger", cluster, `no --peer-addresses of "stranger"`},
 		{"shoot", "shoot--dev--b", "shoot--dev--b"},
@@ -204,11 +203,7 @@ func TestRefused(t *testing.T) {
 	if s := w.status(); len(s.Links) != 0 {
 		t.Errorf("links: %+v", s.Links)
 	}
-	start := time.Now()
 	must(t, w.p.Stop())
-	if took := time.Since(start); took > 900*time.Millisecond {
-		t.Errorf("without links the drain took %v", took)
-	}
 }
 
 // TestIsolate keeps clients apart.
@@ -218,8 +213,8 @@ func TestIsolate(t *testing.T) {
 	seed, shoot := w.join("seed", cluster, seedAddress), w.join("shoot", cluster, shootAddress)
 	<-seed.link
 	b := <-shoot.link
-	send(t, b, frame(seedAddress, shootAddress, shootAddress))
 	clitest.Eventually(t, func() error {
+		send(t, b, frame(seedAddress, shootAddress, shootAddress)) // the first may come before the other has a port
 		if w.status().Switch.Drops["isolated"] == 0 {
 			return errors.New("nothing was dropped")
 		}

@@ -104,7 +104,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Int(&o.mtu, "mtu", "the largest packet, in bytes, which clients are told and keep to if it is less than their own; 0 means 1500")
 	f.Each("proxy-from", "IP[/BITS]", "a load balancer or entrypoint in front: connections from there must begin with a PROXY header, which names the client in logs and pages", prefixes(&o.proxyFrom))
 	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (the door is open, files loaded, not draining), /status (clients, links and counters, JSON), /debug/pprof/; not for the world")
-	f.Duration(&o.drainTimeout, "drain-timeout", "how long clients have after SIGTERM to move to another server; 0 means no time, negative for ever")
+	f.Duration(&o.drainTimeout, "drain-timeout", "how long clients have after SIGTERM to move their traffic to another server: they keep their links to this one meanwhile, and a server without clients ends at once; 0 means no time, negative until a second SIGTERM")
 	f.Section("Its device, with --mode tun")
 	f.Text(&o.device, "device", "NAME", "what it is called; empty means tun0")
 	f.Each("address", "IP/BITS", "its address on the tunnel's network, one of IPv4, IPv6 or of both", addresses(&o.addresses))

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
 	"github.com/rhizome-tunnel/rhizome/examples/internal/netfilter"
 	"github.com/rhizome-tunnel/rhizome/pathcontrol"
 	"github.com/rhizome-tunnel/rhizome/tunnel/packet"
@@ -27,7 +28,8 @@ type tunnel struct {
 	wall   *netfilter.Firewall        // nil with --firewall=false
 	self   packet.Member
 	log    *slog.Logger
-	own    int // its own MTU
+	lines  *slog.Logger // of what clients cause by coming and going
+	own    int          // its own MTU
 
 	mu    sync.Mutex
 	links map[*packet.Conn]bool // to clients
@@ -36,7 +38,7 @@ type tunnel struct {
 
 // openTunnel makes it all, in the network namespace of this thread.
 func openTunnel(o *options, log *slog.Logger) (*tunnel, error) {
-	t := &tunnel{log: log, own: o.mtu, links: make(map[*packet.Conn]bool)}
+	t := &tunnel{log: log, lines: new(cli.LogLimit).Logger(log), own: o.mtu, links: make(map[*packet.Conn]bool)}
 	if t.own == 0 {
 		t.own = defaultMTU
 	}
@@ -136,9 +138,9 @@ func (t *tunnel) refit(change func()) {
 		return
 	}
 	if err := t.device.SetMTU(mtu); err != nil {
-		t.log.Warn("MTU not set", "device", t.device.Name(), "mtu", mtu, "error", err)
+		t.lines.Warn("MTU not set", "device", t.device.Name(), "mtu", mtu, "error", err)
 		return
 	}
 	t.mtu = mtu
-	t.log.Info("MTU set", "device", t.device.Name(), "mtu", mtu)
+	t.lines.Info("MTU set", "device", t.device.Name(), "mtu", mtu)
 }

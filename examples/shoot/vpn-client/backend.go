@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/rhizome-tunnel/rhizome/bond"
+	"github.com/rhizome-tunnel/rhizome/examples/internal/cli"
 	"github.com/rhizome-tunnel/rhizome/tunnel/packet"
 )
 
@@ -30,6 +31,8 @@ type backend interface {
 	close() error
 	// active is the name of the link that is used, if it is one for all.
 	active() string
+	// ready tells why the device is not as it should be.
+	ready() error
 	// status is for people.
 	status() backendStatus
 }
@@ -50,8 +53,14 @@ func openBackend(o *options, mtu int, log *slog.Logger) (backend, error) {
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
+	// Servers and members cause most of what is logged from here on.
+	log = new(cli.LogLimit).Logger(log)
 	if o.kernel {
 		return openKernelBond(o, mtu, log)
+	}
+	// With --bond kernel a killed process has left a bond, which has the name.
+	if err := (&bond.Kernel{Name: o.device, Logger: log}).Sweep(); err != nil {
+		return nil, err
 	}
 	d, err := openDevice(o, o.device, 0, mtu, true)
 	if err != nil {
@@ -64,7 +73,8 @@ func openBackend(o *options, mtu int, log *slog.Logger) (backend, error) {
 	if o.redundant {
 		policy = bond.Redundant
 	}
-	return &userBond{device: d, bond: bond.Bond{Device: d, Mode: o.mode, Policy: policy, Primary: linkName(o, 0), Logger: log}}, nil
+	told := &toldDevice{Device: d}
+	return &userBond{device: told, bond: bond.Bond{Device: told, Mode: o.mode, Policy: policy, Primary: linkName(o, 0), Logger: log}}, nil
 }
 
 // openDevice makes a device. Leg tells those of one client apart.
@@ -95,13 +105,14 @@ func closeDevice(d *packet.Device) error {
 
 // userBond makes one device of links in this program.
 type userBond struct {
-	device *packet.Device
+	device *toldDevice
 	bond   bond.Bond
 }
 
 func (b *userBond) offload() packet.Offload       { return b.device.Offload() }
 func (b *userBond) run(ctx context.Context) error { return b.bond.Run(ctx) }
-func (b *userBond) close() error                  { return closeDevice(b.device) }
+func (b *userBond) close() error                  { return closeDevice(b.device.Device) }
+func (b *userBond) ready() error                  { return b.device.ready() }
 
 func (b *userBond) serve(ctx context.Context, name string, c *packet.Conn) error {
 	return b.bond.Serve(ctx, name, c)
@@ -132,6 +143,7 @@ type pumped struct {
 
 func (b *pumped) offload() packet.Offload { return b.device.Offload() }
 func (b *pumped) close() error            { return closeDevice(b.device) }
+func (b *pumped) ready() error            { return nil } // a Pump ends, and says why there is no link
 func (b *pumped) status() backendStatus   { return backendStatus{Device: b.device.Stats()} }
 
 func (b *pumped) run(ctx context.Context) error { return waitGone(ctx, b.gone) }

@@ -28,15 +28,6 @@ import (
 	"github.com/rhizome-tunnel/rhizome/tunnel/tunneltest"
 )
 
-const cluster = "shoot--dev--a"
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // world is servers on this host, and a lab for hosts of clients. A client's device
 // is in its host's network namespace, and its links are in the one of the test.
 type world struct {
@@ -65,7 +56,7 @@ func newWorld(t *testing.T, mode packet.Mode, servers int) *world {
 			Hello: packet.Hello{Mode: mode, Offload: packet.OffloadAll},
 			Admit: func(_ context.Context, id packet.Identity, remote packet.Hello) (packet.ServeFunc, error) {
 				o := packet.PortOptions{
-					Member:    packet.Member{ID: remote.ID, Name: id.Name, Addresses: remote.Addresses, Networks: remote.Networks},
+					Member:    packet.Member{ID: remote.ID, Name: id.Name, Addresses: remote.Addresses, Networks: remote.Networks, MTU: remote.MTU},
 					Addresses: []netip.Prefix{netip.MustParsePrefix("fd8f:6d53:b97a:1::/96"), netip.MustParsePrefix("192.168.123.0/24")},
 					Networks:  remote.Networks,
 				}
@@ -255,6 +246,22 @@ func TestBonded(t *testing.T) {
 	}
 }
 
+// TestReady: a link alone is not enough, the device must be as it should be, too.
+func TestReady(t *testing.T) {
+	w := newWorld(t, packet.TUN, 2)
+	c := w.start(w.host("seed"), "--mode", "tun", "--address", "192.168.123.9/24", "--firewall=false")
+	w.ready(c, 1)
+	device := c.backend.(*userBond).device
+	if err := device.SetMTU(1 << 20); err == nil {
+		t.Fatal("the kernel takes any MTU")
+	}
+	if err := c.program.ready(nil); err == nil || !strings.Contains(err.Error(), "device tun0: MTU: ") {
+		t.Errorf("with a device that refuses its MTU: %v", err)
+	}
+	must(t, device.SetMTU(1500))
+	must(t, c.program.ready(nil))
+}
+
 // TestRoutes has the seed's routes by a client of the shoot, over an IPv6 next hop.
 func TestRoutes(t *testing.T) {
 	w := newWorld(t, packet.TAP, 1)
@@ -265,6 +272,9 @@ func TestRoutes(t *testing.T) {
 	two := w.start(b, "--address", shootAddress+"/96", "--address", "192.168.123.10/24", "--network", "10.250.0.0/24", "--masquerade=false")
 	w.ready(one, 2)
 	w.ready(two, 2)
+	if n := strings.Count(two.String(), `"msg":"nothing limits`); n > 1 || n == 1 == limits(t, b) {
+		t.Errorf("the log says %d times that nothing is limited:\n%s", n, two)
+	}
 	x, _ := w.pipe(a, b, "10.250.0.2")
 	if got := x.LocalAddr().(*net.TCPAddr).IP.String(); got != "192.168.123.9" {
 		t.Errorf("the source is %s", got)

@@ -128,6 +128,8 @@ func (b *kernelBond) refit(change func()) {
 	b.mtu = mtu
 }
 
+func (b *kernelBond) ready() error { return b.kernel.Ready() }
+
 func (b *kernelBond) active() string {
 	name, _ := b.kernel.Active() // none, if it cannot be told
 	return name

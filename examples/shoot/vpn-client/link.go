@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -20,10 +21,11 @@ type link struct {
 	client *packet.Client
 
 	mu    sync.Mutex
-	conn  *packet.Conn // nil while there is none
-	since time.Time    // of the state
-	err   error        // why the last one ended, or there is none
-	ends  uint64       // how many have ended
+	conn  *packet.Conn     // nil while there is none
+	since time.Time        // of the state
+	err   error            // why the last one ended, or there is none
+	ends  uint64           // how many have ended
+	cert  *tls.Certificate // that the server was shown last
 }
 
 // States of a link.
@@ -48,6 +50,13 @@ func newLink(p *program, i int, s server, hello packet.Hello) *link {
 	if host == "" {
 		host = s.url.Hostname()
 	}
+	config := certs.ClientTLS(p.pair, p.pool, host)
+	show := config.GetClientCertificate
+	config.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert, err := show(r)
+		l.shown(cert)
+		return cert, err
+	}
 	l.client = &packet.Client{
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			if s.proxy != nil {
@@ -55,7 +64,7 @@ func newLink(p *program, i int, s server, hello packet.Hello) *link {
 			}
 			return (&net.Dialer{}).DialContext(ctx, "tcp", s.url.Host)
 		},
-		TLS:     certs.ClientTLS(p.pair, p.pool, host),
+		TLS:     config,
 		Host:    s.url.Host,
 		Hello:   hello,
 		Serve:   func(ctx context.Context, c *packet.Conn) error { return p.backend.serve(ctx, l.name, c) },

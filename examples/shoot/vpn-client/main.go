@@ -115,6 +115,9 @@ func (p *program) serve(ctx context.Context, admin net.Listener) error {
 	for _, l := range p.links {
 		g.Go(l.name, func() error { return l.client.Run(g.Context()) })
 	}
+	if len(p.links) > 1 {
+		g.Go("renewal of links", func() error { return p.renew(g.Context()) })
+	}
 	if admin != nil {
 		g.Go("admin pages", func() error { return cli.ServeAdmin(g.Context(), admin, p.pages()) })
 	}
@@ -133,8 +136,11 @@ func (p *program) pages() map[string]http.HandlerFunc {
 	}
 }
 
-// ready is a client with a link.
+// ready is a client with a link, whose device is as it should be.
 func (p *program) ready(*http.Request) error {
+	if err := p.backend.ready(); err != nil {
+		return err
+	}
 	var errs []error
 	for _, l := range p.links {
 		s := l.status()

@@ -7,3 +7,12 @@ import (
 )
 
 func TestMain(m *testing.M) { tunneltest.VerifyNoLeaks(m) }
+
+const cluster = "shoot--dev--a"
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

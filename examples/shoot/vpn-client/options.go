@@ -56,7 +56,8 @@ the way to it, breaks no connection: bonded in this program (--bond user), or by
 the kernel (--bond kernel), where each link is a TAP: tap0, tap1. All members
 of a tunnel must do it in the same way.
 
-All files are followed. What is made in the kernel, devices, routes, rules, is
+All files are followed; with a new certificate the links are made anew, one after
+the other. What is made in the kernel, devices, routes, rules, is
 removed at the end, and after a kill at the next start.
 `
 
@@ -91,6 +92,7 @@ type options struct {
 	masquerade  bool
 	routes      []static
 	firewall    bool
+	open        bool // --firewall=false
 	adminListen string
 	log         cli.Log
 
@@ -119,15 +121,15 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.Bool(&o.redundant, "redundant", "send each packet over all links, so that none is lost with one of them; not with --bond kernel")
 	f.Text(&o.device, "device", "NAME", "what the device is called; empty means bond0, or tun0 with --mode tun")
 	f.Each("address", "IP/BITS", "its address on the tunnel's network; Ethernet addresses are made of the first one", o.addAddress)
-	f.Int(&o.mtu, "mtu", "the largest packet, in bytes, which the servers are told; 0 means that of the interface that leads to each --network, the least of them, and 1500 without")
+	f.Int(&o.mtu, "mtu", "the largest packet, in bytes, which the servers are told; 0 means that of the interface that leads to the first addresses of each --network, the least of them, and 1500 without; it is looked at once, at the start")
 	f.Section("In the shoot")
-	f.Each("network", "CIDR", "a network that can be reached from here: packets are forwarded there, and the servers are told", o.addNetwork)
+	f.Each("network", "CIDR", "a network that can be reached from here: packets are forwarded there and nowhere else, back only what answers, by nftables, and the servers are told; loopback and link-local addresses are not part of a larger network. A kernel without nftables needs --masquerade=false and limits nothing", o.addNetwork)
 	f.Text(&w.masquerade, "masquerade", "true|false", "let forwarded packets come from this host, by nftables; with false the networks need a route back to here; empty means true")
 	f.Section("In the seed")
 	f.Each("route", "CIDR=VIA[,src=IP]", "a route to a network behind another client, by that client's address on the tunnel's network, for packets from an address of this host; with --mode tun the servers choose the client, and VIA is not needed", o.addRoute)
-	f.Text(&w.firewall, "firewall", "true|false", "let others in the tunnel begin nothing towards this host, by nftables, on the device; empty means true without --network")
+	f.Text(&w.firewall, "firewall", "true|false", "let others in the tunnel begin nothing towards this host, by nftables, on the device, but for what is in --network; empty means true, where the kernel can if there is a --network")
 	f.Section("This program")
-	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (a link is up), /status (links, members, counters, JSON), /members/ADDRESS (200 if a server reaches it, 410 if none does, 503 if none can tell), /debug/pprof/; not for the world")
+	f.Text(&o.adminListen, "admin-listen", "ADDR", "plain HTTP for probes and people: /healthz, /readyz (a link is up, and the device as it should be), /status (links, members, counters, JSON), /members/ADDRESS (200 if a server reaches it, 410 if none does, 503 if none can tell), /debug/pprof/; not for the world")
 	o.log.Define(f)
 	if err := f.Parse(args, stdout); err != nil {
 		return nil, err
@@ -213,6 +215,7 @@ func (o *options) check(w texts) error {
 	need(!masquerade || err != nil || len(o.networks) > 0, "--masquerade is for --network, and there is none")
 	o.masquerade = masquerade
 	o.firewall, err = parseBool("firewall", w.firewall, len(o.networks) == 0)
+	o.open = w.firewall != "" && !o.firewall
 	errs = append(errs, err)
 	errs = append(errs, o.checkRoutes(), cli.CheckAddrFlag("admin-listen", o.adminListen), o.log.Check())
 	return errors.Join(errs...)

@@ -74,8 +74,13 @@ func TestGoodFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.mode != packet.TAP || o.device != "bond0" || o.kernel || !o.masquerade || o.firewall {
+	if o.mode != packet.TAP || o.device != "bond0" || o.kernel || !o.masquerade || o.firewall || o.open {
 		t.Errorf("in the shoot: %+v", o)
+	}
+	for firewall, open := range map[string]bool{"true": false, "false": true} {
+		if o, err := parse(strings.Fields(two+"--network 10.0.0.0/8 --firewall="+firewall), nil); err != nil || o.firewall == open || o.open != open {
+			t.Errorf("--firewall=%s: %+v %v", firewall, o, err)
+		}
 	}
 	for i, want := range []string{"b", "c"} {
 		if d := o.servers[i].proxy; d.Address != "p:1" || d.Header.Get("a") != want {

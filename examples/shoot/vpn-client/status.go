@@ -30,12 +30,16 @@ type routeStatus struct {
 
 func (p *program) status() status {
 	s := status{Mode: p.mode.String(), Device: p.device, Active: p.backend.active(), Bond: p.backend.status(), Routes: []routeStatus{}}
-	members := make(map[uint64]packet.Member)
+	type key struct {
+		id   uint64
+		name string
+	}
+	members := make(map[key]packet.Member)
 	for _, l := range p.links {
 		one := l.status()
 		s.Links = append(s.Links, one)
 		for _, m := range one.Members {
-			members[m.ID] = m
+			members[key{m.ID, m.Name}] = m
 		}
 	}
 	s.Members = make([]packet.Member, 0, len(members))

@@ -20,29 +20,48 @@ import (
 // routes. The next one takes both over.
 type surroundings struct {
 	firewall   *netfilter.Firewall
+	gate       *netfilter.Gate
 	masquerade *netfilter.Masquerade
 	routers    []*pathcontrol.NetlinkRouter
 }
 
-// wall closes the device before it is there. What a killed process has left, and is
-// not wanted any more, goes.
+// wall closes the device before it is there, but for the way from it to --network.
+// What a killed process has left, and is not wanted any more, goes.
 func (s *surroundings) wall(o *options, log *slog.Logger) error {
 	wall := &netfilter.Firewall{Device: o.device, Logger: log}
-	if !o.firewall {
-		return wall.Sweep()
+	if o.firewall && len(o.networks) == 0 {
+		s.firewall = wall
+		if err := wall.Up(); err != nil {
+			return fmt.Errorf("--firewall: %w", err)
+		}
+	} else if err := wall.Sweep(); err != nil {
+		return err
 	}
-	s.firewall = wall
-	if err := wall.Up(); err != nil {
-		return fmt.Errorf("--firewall: %w", err)
+	gate := &netfilter.Gate{Device: o.device, Networks: o.networks, Host: o.open, Logger: log}
+	if len(o.networks) == 0 {
+		return gate.Sweep()
+	}
+	err := gate.Up()
+	switch {
+	case err == nil:
+		s.gate = gate
+	case errors.Is(err, errors.ErrUnsupported) && !o.masquerade && !o.firewall:
+		log.Warn("nothing limits what others in the tunnel reach of this host, and by it", "error", err)
+	default:
+		return fmt.Errorf("--network: %w", err)
 	}
 	return nil
 }
 
 func (s *surroundings) unwall() error {
-	if s.firewall == nil {
-		return nil
+	var errs []error
+	if s.gate != nil {
+		errs = append(errs, s.gate.Close())
 	}
-	return s.firewall.Close()
+	if s.firewall != nil {
+		errs = append(errs, s.firewall.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // roads leads packets from the device to --network and into it by --route.
@@ -68,7 +87,8 @@ func (s *surroundings) roads(o *options, log *slog.Logger) error {
 			return fmt.Errorf("--route: %w", err)
 		}
 	}
-	return nil
+	// A killed process may have had more of them than this one.
+	return (&pathcontrol.NetlinkRouter{Logger: log}).Sweep()
 }
 
 func (s *surroundings) unroads() error {
