@@ -362,13 +362,6 @@ func (r *NetlinkRouter) look(k *routeKernel) error {
 	return err
 }
 
-// lost counts news that the kernel has dropped.
-func (r *NetlinkRouter) lost() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.status.Lost++
-}
-
 // Status says how the router is.
 func (r *NetlinkRouter) Status() RouterStatus {
 	r.mu.Lock()

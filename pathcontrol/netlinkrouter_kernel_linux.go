@@ -224,3 +224,10 @@ func (r *NetlinkRouter) concerns(self uint32) func(syscall.NetlinkMessage) bool 
 		return true // addresses
 	}
 }
+
+// lost counts news that the kernel has dropped.
+func (r *NetlinkRouter) lost() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.status.Lost++
+}

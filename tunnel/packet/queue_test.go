@@ -355,7 +355,7 @@ func TestQueueFlood(t *testing.T) {
 	tunneltest.Bubble(t, func(t *testing.T) {
 		q := Queue{Limit: 64 << 10}
 		stop := runQueue(&q, writerFunc(func(b *Batch) error {
-			time.Sleep(time.Millisecond)
+			time.Sleep(900 * time.Microsecond) // two rounds, and never at the same moment
 			return nil
 		}))
 		const rounds = 100
