@@ -111,7 +111,7 @@ type row struct {
 
 // Times of an event.
 const (
-	watched  = 6 * time.Second // how long it lasts: twice what the slowest may take
+	watched  = 4 * time.Second // how long it lasts: more than the slowest may take
 	dialAt   = 3 * time.Second // when the dial begins that must succeed at once
 	answered = 15 * time.Second
 	streamed = 8 // connections that live through it
