@@ -75,19 +75,19 @@ func TestFailbackNever(t *testing.T) {
 // little later.
 func TestStart(t *testing.T) {
 	for name, row := range map[string]struct {
-		a, b, c time.Duration // after how long they come to life
+		a, b, c time.Duration // after how long they come to life: never at the moment of a probe
 		settle  time.Duration
 		equal   bool // preference
 		want    string
 	}{
 		"all at once":               {want: "a 10ms"},
-		"preferred is late":         {a: 300 * time.Millisecond, want: "a 310ms"},
+		"preferred is late":         {a: 250 * time.Millisecond, want: "a 310ms"},
 		"preferred is too late":     {a: 2 * time.Second, want: "b 1.01s"},
-		"late, and no time for it":  {a: 300 * time.Millisecond, settle: -1, want: "b 10ms"},
-		"all late":                  {a: 9 * time.Second, b: 8300 * time.Millisecond, c: 6900 * time.Millisecond, want: "c 8.012s"},
-		"in between":                {a: 9 * time.Second, b: 7450 * time.Millisecond, c: 6900 * time.Millisecond, want: "b 8.012s"},
-		"equals do not wait":        {a: 300 * time.Millisecond, equal: true, want: "b 10ms"},
-		"a bit more time":           {a: 2 * time.Second, settle: 3 * time.Second, want: "a 2.01s"},
+		"late, and no time for it":  {a: 250 * time.Millisecond, settle: -1, want: "b 10ms"},
+		"all late":                  {a: 9 * time.Second, b: 8350 * time.Millisecond, c: 6950 * time.Millisecond, want: "c 8.012s"},
+		"in between":                {a: 9 * time.Second, b: 7450 * time.Millisecond, c: 6950 * time.Millisecond, want: "b 8.012s"},
+		"equals do not wait":        {a: 250 * time.Millisecond, equal: true, want: "b 10ms"},
+		"a bit more time":           {a: 1950 * time.Millisecond, settle: 3 * time.Second, want: "a 2.01s"},
 		"the least preferred alone": {a: time.Hour, b: time.Hour, want: "c 1.012s"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -105,7 +105,7 @@ func TestSimulation(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	count := *historiesFlag
-	if testing.Short() {
+	if testing.Short() || underRace {
 		count = min(count, 100)
 	}
 	switches, deaths, left := 0, 0, 0

@@ -1,0 +1,5 @@
+//go:build !race
+
+package pathcontrol
+
+const underRace = false // see race_test.go
