@@ -315,7 +315,12 @@ func (r *NetlinkRouter) keep(ctx context.Context, k *routeKernel, news <-chan st
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			select {
+			case <-k.done: // Close came first
+				return net.ErrClosed
+			default:
+				return nil
+			}
 		case <-k.done:
 			return net.ErrClosed
 		case <-news:
