@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/rhizome-tunnel/rhizome/examples/compare/internal/results"
@@ -70,9 +71,16 @@ func compare(ctx context.Context, o options, out, progress io.Writer) error {
 			}
 		}
 	}
-	fmt.Fprintf(out, "%s/%s, %d processors\n\n", runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0))
+	fmt.Fprintf(out, "%s/%s, %d processors, %s, %s\n\n", runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), runtime.Version(), openVPNVersion(ctx))
 	r.Print(out)
 	return nil
+}
+
+// openVPNVersion is the name and the version of what is measured beside us.
+func openVPNVersion(ctx context.Context) string {
+	out, _ := exec.CommandContext(ctx, "openvpn", "--version").Output() // it exits with 1
+	words := strings.Fields(string(out))
+	return strings.Join(words[:min(2, len(words))], " ")
 }
 
 // measure takes a round's figures of one contender.
