@@ -11,7 +11,7 @@
 //
 //   - cable: nothing between, the limit.
 //   - rhizome: vpn-server and vpn-client, TUN, TLS 1.3 over TCP.
-//   - rhizome TAP: the same with TAP and the user-space bond of one link, through
+//   - rhizome-tap: the same with TAP and the user-space bond of one link, through
 //     the server's switch.
 //   - openvpn: OpenVPN over TCP, AES-256-GCM, TUN, otherwise as it comes.
 //

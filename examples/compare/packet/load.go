@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -30,6 +31,8 @@ func output(ctx context.Context, h *netlab.Host, name string, args ...string) ([
 	return out.Bytes(), nil
 }
 
+var errNothing = errors.New("iperf3 received nothing")
+
 // iperf is the throughput of one stream in MB/s, as the receiver counts it.
 func (w *world) iperf(ctx context.Context, c contender, d time.Duration, reverse bool) (float64, error) {
 	args := []string{"-c", c.target, "-J", "-t", fmt.Sprintf("%.0f", max(d.Seconds(), 1)), "-O", "0"}
@@ -51,7 +54,7 @@ func (w *world) iperf(ctx context.Context, c contender, d time.Duration, reverse
 		return 0, err
 	}
 	if report.End.Received.BitsPerSecond == 0 {
-		return 0, fmt.Errorf("iperf3 received nothing")
+		return 0, errNothing
 	}
 	return report.End.Received.BitsPerSecond / 8e6, nil
 }

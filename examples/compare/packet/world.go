@@ -30,7 +30,7 @@ const ours = "rhizome"
 var contenders = []contender{
 	{"cable", "10.80.0.2", nil},
 	{ours, "10.81.0.2", (*world).startTUN},
-	{"rhizome TAP", "10.82.0.2", (*world).startTAP},
+	{"rhizome-tap", "10.82.0.2", (*world).startTAP},
 	{"openvpn", "10.83.0.2", (*world).startOpenVPN},
 }
 
