@@ -31,8 +31,6 @@ func output(ctx context.Context, h *netlab.Host, name string, args ...string) ([
 	return out.Bytes(), nil
 }
 
-var errNothing = errors.New("iperf3 received nothing")
-
 // iperf is the throughput of one stream in MB/s, as the receiver counts it.
 func (w *world) iperf(ctx context.Context, c contender, d time.Duration, reverse bool) (float64, error) {
 	args := []string{"-c", c.target, "-J", "-t", fmt.Sprintf("%.0f", max(d.Seconds(), 1)), "-O", "0"}
@@ -54,7 +52,7 @@ func (w *world) iperf(ctx context.Context, c contender, d time.Duration, reverse
 		return 0, err
 	}
 	if report.End.Received.BitsPerSecond == 0 {
-		return 0, errNothing
+		return 0, errors.New("iperf3 received nothing")
 	}
 	return report.End.Received.BitsPerSecond / 8e6, nil
 }

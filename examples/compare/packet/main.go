@@ -83,22 +83,33 @@ func openVPNVersion(ctx context.Context) string {
 	return strings.Join(words[:min(2, len(words))], " ")
 }
 
+// again measures up to three times: TCP in TCP may stall for longer than a
+// measurement, and iperf3's server be busy with the last one.
+func again(measure func() (float64, error)) (v float64, err error) {
+	for range 3 {
+		if v, err = measure(); err == nil {
+			return v, nil
+		}
+		time.Sleep(time.Second)
+	}
+	return 0, err
+}
+
 // measure takes a round's figures of one contender.
 func (w *world) measure(ctx context.Context, o options, c contender, r *results.Results) error {
 	for _, m := range []struct {
 		name    string
 		reverse bool
 	}{{"to the shoot", false}, {"from the shoot", true}} {
-		rate, err := w.iperf(ctx, c, o.time, m.reverse)
-		for n := 1; errors.Is(err, errNothing) && n < 3; n++ { // a stall of TCP in TCP
-			rate, err = w.iperf(ctx, c, o.time, m.reverse)
-		}
+		rate, err := again(func() (float64, error) { return w.iperf(ctx, c, o.time, m.reverse) })
 		if err != nil {
 			return err
 		}
 		r.Add("bulk "+m.name, "MB/s", c.name, rate)
 	}
-	average, err := w.ping(ctx, c, int(min(o.time, 2*time.Second)/(10*time.Millisecond)))
+	average, err := again(func() (float64, error) {
+		return w.ping(ctx, c, int(min(o.time, 2*time.Second)/(10*time.Millisecond)))
+	})
 	if err != nil {
 		return err
 	}
