@@ -171,6 +171,9 @@ func (w *world) happen(ctx context.Context, b *beat, e event) (row, error) {
 		r.misses = fmt.Sprintf("outage above %v", e.limit)
 	case r.Lost > 0 && !e.mayLose:
 		r.misses = "connections lost"
+		if why := s.why.Load(); why != nil {
+			r.misses += ": " + (*why).Error()
+		}
 	}
 	return r, nil
 }

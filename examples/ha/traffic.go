@@ -145,7 +145,8 @@ func (b *beat) gap(from, to time.Time) (longest time.Duration, since time.Time) 
 type streams struct {
 	conns []net.Conn
 	lost  atomic.Int64
-	turns []atomic.Int64 // messages that came back, per connection
+	why   atomic.Pointer[error] // the first was lost
+	turns []atomic.Int64        // messages that came back, per connection
 }
 
 func newStreams(h *netlab.Host, to netip.AddrPort, n int) (*streams, error) {
@@ -175,7 +176,7 @@ func (s *streams) run(ctx context.Context) {
 		work.Go(func() {
 			if err := s.talk(c, i); ctx.Err() == nil {
 				s.lost.Add(1)
-				_ = err // what of it counts is that it ended
+				s.why.CompareAndSwap(nil, &err)
 			}
 		})
 	}
